@@ -1,0 +1,1 @@
+"""Training of CRIS in PyTorch: model, data, loss, loop, evaluation."""

@@ -1,0 +1,331 @@
+"""Checkpoints: reading every kind that carries CRIS or CLIP weights, writing our own, whole or not at all.
+
+Inside the project attention has separate q, k and v layers; on disk the names are those of the public CRIS checkpoints,
+in which they are one ``in_proj_weight``. `to_public` and `from_public` go between the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cris_edge.errors import CheckpointError
+from training.model import CRIS, Architecture
+
+FORMAT = "cris-edge"
+VERSION = 1
+
+State = dict[str, Tensor]
+
+_JOINED = re.compile(r"^(.*(?:\.attn|\.self_attn|\.multihead_attn))\.in_proj_(weight|bias)$")
+_SPLIT = re.compile(r"^(.*(?:\.attn|\.self_attn|\.multihead_attn))\.([qkv])_proj\.(weight|bias)$")
+# CLIP's archives carry three numbers beside the weights, and its logit scale is the only other scalar.
+_CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+_NEW_IN_CRIS = "visual.attnpool.connect."
+# What older trainers left beside the weights (their best score) are numpy scalars: data, no code.
+_NUMPY_SCALARS = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
+_NUMPY_SCALARS.append(np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    word_len: int | None = None,
+    decoder_heads: int | None = None,
+    input_size: int | None = None,
+) -> CRIS:
+    """A CRIS in eval mode from any CRIS checkpoint: a public one (with or without ``module.``) or our own.
+
+    The architecture is inferred from the tensors. What shapes cannot tell is given: `word_len` (default 17),
+    `decoder_heads` (8), `input_size` (416, pixels). Our own checkpoints carry these, and an argument that disagrees
+    raises `CheckpointError`, as does a file of another kind, or one with missing or surplus tensors.
+    """
+    path = Path(path)
+    given = {"word_len": word_len, "decoder_heads": decoder_heads, "input_size": input_size}
+    given = {name: value for name, value in given.items() if value is not None}
+    content = read_checkpoint(path)
+    state = public_state(content, path)
+    if content.get("format") == FORMAT:
+        architecture = Architecture.from_dict(content["architecture"])
+        for name, value in given.items():
+            carried = getattr(architecture, name)
+            if value != carried:
+                raise CheckpointError(
+                    f"{path} was trained with {name} {carried}, and {value} was asked for; leave {name} out, or train "
+                    f"again with {value}."
+                )
+    else:
+        architecture = infer_architecture(state, path, given)
+    model = CRIS(architecture)
+    load_public(model, state, path)
+    return model.eval()
+
+
+def save_model(path: str | os.PathLike[str], model: CRIS, **extra: Any) -> None:
+    """Write `model` in our own format: public names, its architecture, and `extra` (plain containers and tensors)."""
+    state = to_public({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": model.architecture.to_dict(),
+        "state_dict": state,
+        **extra,
+    }
+    write_atomically(path, content)
+
+
+def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """``torch.save`` into a temporary file beside `path`, flushed to disk, then renamed: whole or not there at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} could not be written ({error}); the file that was there before stays.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The dictionary in a file that ``torch.save`` wrote, tensors on the CPU; no code in it is ever run."""
+    path = Path(path)
+    kind = _kind(path)
+    if kind == "archive":
+        raise CheckpointError(
+            f"{path} is a CLIP archive (TorchScript), not a CRIS checkpoint; train from it with "
+            "`python -m training.train --clip FILE`, then use the checkpoint that this writes."
+        )
+    if kind != "checkpoint":
+        raise CheckpointError(f"{path} is {kind}; expected a PyTorch checkpoint of CRIS (.pth or .pt).")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds here: damaged zip, truncated data, code in the pickle
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged, cut short, or holds more than tensors and plain "
+            f"containers ({first[:160]}); get the file again, or save its state_dict alone."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}; expected a dictionary with a state_dict. Save the model's "
+            "state_dict, not the model."
+        )
+    return dict(content)
+
+
+def _kind(path: Path) -> str:
+    """What a file is, by its first bytes: 'checkpoint', 'archive' or a description for a message."""
+    if path.is_dir():
+        return "a folder"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; give the path of a checkpoint file.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened ({error.strerror}); give a checkpoint that can be read.") from error
+    if not head:
+        return "an empty file"
+    if head.startswith(b"PK"):
+        try:
+            names = zipfile.ZipFile(path).namelist()
+        except zipfile.BadZipFile:
+            return "a damaged or truncated zip file"
+        if any(name.endswith("/constants.pkl") for name in names):
+            return "archive"
+        return "checkpoint" if any(name.endswith("/data.pkl") for name in names) else "a zip file without tensors"
+    if head[:1] == b"\x80":
+        return "checkpoint"  # the pickle format of PyTorch before 1.6
+    if head[8:9] == b"{":
+        return "a safetensors file"
+    if head[:1] == b"\x08":
+        return "an ONNX file"
+    if head[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1"):
+        return "a picture"
+    return "a file of another kind"
+
+
+def read_clip(path: str | os.PathLike[str]) -> State:
+    """CLIP's weights in float32 by CLIP's own names, from an archive as OpenAI distributes it or a plain state dict.
+
+    Raises `CheckpointError` when the file is neither, or holds a CLIP with a vision transformer.
+    """
+    path = Path(path)
+    if _kind(path) == "archive":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch announces the end of TorchScript; CLIP is distributed in it
+            try:
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            except RuntimeError as error:
+                raise CheckpointError(f"{path} is a damaged TorchScript archive; get the file again.") from error
+    else:
+        content = read_checkpoint(path)
+        state = content.get("state_dict", content)
+    state = {
+        name.removeprefix("module."): tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+    }
+    state = {name: tensor for name, tensor in state.items() if name not in _CLIP_NUMBERS}
+    if "visual.proj" in state or "visual.class_embedding" in state:
+        raise CheckpointError(f"{path} is a CLIP with a vision transformer; CRIS needs a ResNet, for example RN50.pt.")
+    if "visual.layer1.0.conv1.weight" not in state or "token_embedding.weight" not in state:
+        raise CheckpointError(f"{path} does not hold CLIP's weights; give OpenAI's RN50.pt, RN101.pt or RN50x4.pt.")
+    return state
+
+
+def load_clip(model: CRIS, clip: State, path: str | os.PathLike[str] = "The CLIP file") -> None:
+    """Put CLIP's weights into the backbone; the residual `connect` and everything after it stay as initialized."""
+    state = from_public({f"backbone.{name}": tensor for name, tensor in clip.items()})
+    wanted = {name: t for name, t in model.state_dict().items() if name.startswith("backbone.")}
+    wanted = {name: t for name, t in wanted.items() if _NEW_IN_CRIS not in name}
+    _require_same(state, wanted, path)
+    model.load_state_dict(state, strict=False)
+
+
+def clip_architecture(clip: State, path: str | os.PathLike[str] = "The CLIP file", **given: Any) -> Architecture:
+    """The CRIS that fits a CLIP's weights; `given` sets what CLIP does not know (input_size, decoder_layers, ...)."""
+    return _backbone_architecture({f"backbone.{name}": t for name, t in clip.items()}, path, given)
+
+
+def infer_architecture(state: State, path: str | os.PathLike[str], given: Mapping[str, Any]) -> Architecture:
+    """The architecture of a CRIS state dict with public names; `given` holds what shapes cannot tell."""
+    layers = {int(name.split(".")[2]) for name in state if name.startswith("decoder.layers.")}
+    from_tensors: dict[str, Any] = {"decoder_layers": len(layers), "contrastive": "proj.txt.weight" in state}
+    if layers:
+        from_tensors["ffn_dim"] = _tensor(state, "decoder.layers.0.ffn.0.weight", path).shape[0]
+    return _backbone_architecture(state, path, {**given, **from_tensors})
+
+
+def _backbone_architecture(state: State, path: str | os.PathLike[str], others: Mapping[str, Any]) -> Architecture:
+    def stage(number: int) -> int:
+        prefix = f"backbone.visual.layer{number}."
+        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+    def shape(name: str) -> torch.Size:
+        return _tensor(state, f"backbone.{name}", path).shape
+
+    blocks = {name.split(".")[3] for name in state if name.startswith("backbone.transformer.resblocks.")}
+    vocab_size, text_width = shape("token_embedding.weight")
+    architecture = Architecture(
+        vision_layers=(stage(1), stage(2), stage(3), stage(4)),
+        vision_width=shape("visual.layer1.0.conv1.weight")[0],
+        image_resolution=32 * round((shape("visual.attnpool.positional_embedding")[0] - 1) ** 0.5),
+        embed_dim=shape("text_projection")[1],
+        vocab_size=vocab_size,
+        context_length=shape("positional_embedding")[0],
+        text_width=text_width,
+        text_layers=len(blocks),
+    )
+    return replace(architecture, **others)
+
+
+def _tensor(state: State, name: str, path: str | os.PathLike[str]) -> Tensor:
+    if name not in state:
+        raise CheckpointError(
+            f"{path} has no tensor {name}, so it is no CRIS checkpoint; expected the names of the public CRIS code."
+        )
+    return state[name]
+
+
+def public_state(content: Mapping[str, Any], path: str | os.PathLike[str]) -> State:
+    """The state dict in a checkpoint's content, ``module.`` taken off; raises `CheckpointError` when there is none."""
+    state = content.get("state_dict", content)
+    tensors = isinstance(state, Mapping) and {
+        str(name).removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)
+    }
+    if not tensors:
+        found = ", ".join(sorted(map(str, content))[:6]) or "nothing"
+        raise CheckpointError(f"{path} holds no state_dict (it has: {found}); expected a CRIS checkpoint.")
+    return tensors
+
+
+def load_public(model: CRIS, state: State, path: str | os.PathLike[str] = "The checkpoint") -> None:
+    """Load a state dict with public names; missing, surplus and misshapen tensors are listed by name."""
+    state = from_public(state)
+    wanted = model.state_dict()
+    for name in wanted:  # very old checkpoints, and CLIP's, come without the batch counters, which nothing reads
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.tensor(0))
+    _require_same(state, wanted, path)
+    model.load_state_dict(state)
+
+
+def _require_same(state: State, wanted: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    problems = []
+    missing = sorted(set(wanted) - set(state) - {n for n in wanted if n.endswith("num_batches_tracked")})
+    surplus = sorted(set(state) - set(wanted))
+    if missing:
+        problems.append(f"missing: {_listed(missing)}")
+    if surplus:
+        problems.append(f"surplus: {_listed(surplus)}")
+    misshapen = [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(set(state) & set(wanted))
+        if state[name].shape != wanted[name].shape
+    ]
+    if misshapen:
+        problems.append(f"misshapen: {_listed(misshapen)}")
+    if problems:
+        raise CheckpointError(f"{path} does not fit this CRIS; {'; '.join(problems)}.")
+
+
+def _listed(names: list[str], limit: int = 20) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def from_public(state: Mapping[str, Tensor]) -> State:
+    """Public names to ours: each joined q, k, v parameter becomes three."""
+    ours: State = {}
+    for name, tensor in state.items():
+        if joined := _JOINED.match(name):
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                ours[f"{joined[1]}.{letter}_proj.{joined[2]}"] = part.clone()
+        else:
+            ours[name] = tensor
+    return ours
+
+
+def to_public(state: Mapping[str, Tensor]) -> State:
+    """Our names to public ones: q, k and v of an attention are joined into one parameter."""
+    public: State = {}
+    for name, tensor in state.items():
+        if (split := _SPLIT.match(name)) and "attnpool" not in name:
+            if split[2] == "q":
+                parts = [state[f"{split[1]}.{letter}_proj.{split[3]}"] for letter in "qkv"]
+                public[f"{split[1]}.in_proj_{split[3]}"] = torch.cat(parts)
+        else:
+            public[name] = tensor
+    return public

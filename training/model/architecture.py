@@ -1,0 +1,77 @@
+"""The numbers that make one CRIS differ from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cris_edge.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Sizes of a CRIS network; the defaults are CRIS-R50 at 416 pixels (paper, section 4.2).
+
+    The channels of neck, decoder and projector follow from these: ``C = text_width`` because the decoder attends
+    from image tokens to words without a projection between them (paper, equation 7).
+    """
+
+    input_size: int = 416  # pixels, side of the square input; a multiple of 32
+    word_len: int = 17  # tokens of a sentence, start and end included: 17 for RefCOCO and RefCOCO+, 22 for G-Ref
+    vision_layers: tuple[int, int, int, int] = (3, 4, 6, 3)  # bottlenecks in the four stages of CLIP's ResNet
+    vision_width: int = 64  # channels after the stem; the stages put out 4, 8, 16 and 32 times as many
+    image_resolution: int = 224  # pixels at which CLIP was trained: fixes the grid of the attention pool's embedding
+    embed_dim: int = 1024  # CLIP's joint embedding: width of c5 and of the sentence vector
+    vocab_size: int = 49408  # CLIP's byte-pair vocabulary
+    context_length: int = 77  # rows of the text encoder's positional embedding
+    text_width: int = 512  # width of the text encoder, and C, the width of neck, decoder and projector
+    text_layers: int = 12
+    decoder_layers: int = 3  # n of the paper's table 4
+    decoder_heads: int = 8
+    ffn_dim: int = 2048  # hidden width of the decoder's feed-forward network
+    dropout: float = 0.1  # in the decoder, as in the paper's code
+    contrastive: bool = True  # False: one learnt kernel for all sentences, the ablation of table 4
+
+    def __post_init__(self) -> None:
+        """Check what shapes alone would only reveal as a crash deep in the network."""
+        if self.input_size % 32 or self.input_size <= 0:
+            raise CheckpointError(
+                f"input_size is {self.input_size}; CRIS needs a positive multiple of 32, for example 416."
+            )
+        if not 3 <= self.word_len <= self.context_length:
+            raise CheckpointError(
+                f"word_len is {self.word_len}; this text encoder takes 3 to {self.context_length} tokens."
+            )
+        if self.text_width % self.decoder_heads or self.text_width % 4:
+            raise CheckpointError(
+                f"decoder_heads is {self.decoder_heads}, which does not divide the decoder's width {self.text_width}; "
+                "give the number of heads that the checkpoint was trained with (8 in the paper)."
+            )
+
+    @property
+    def vision_heads(self) -> int:
+        """Heads of the attention pool: CLIP gives each 64 channels."""
+        return max(1, self.vision_width * 32 // 64)
+
+    @property
+    def text_heads(self) -> int:
+        """Heads of the text transformer: CLIP gives each 64 channels."""
+        return max(1, self.text_width // 64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers only, for a checkpoint or a manifest."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """Inverse of `to_dict`; raises `CheckpointError` when a field is unknown."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise CheckpointError(
+                f"The checkpoint describes its architecture with {', '.join(unknown)}, which this version does not "
+                "know; update CRIS Edge."
+            )
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

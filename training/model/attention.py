@@ -1,0 +1,65 @@
+"""Multi-head attention with a linear layer for each of q, k, v and the output."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) -> (B, heads, N, C / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, d) -> (B, N, heads * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al., 2017, equation 1), as ``nn.MultiheadAttention`` computes it.
+
+    That class holds q, k and v in one parameter, which quantization tools cannot see through; here each is an
+    ``nn.Linear``. `training.checkpoint` splits and joins them so that public checkpoints load and save unchanged.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+        # nn.MultiheadAttention draws q, k and v as one Xavier-uniform (3C, C) matrix, and starts every bias at zero.
+        bound = math.sqrt(6 / (4 * width))
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.uniform_(projection.weight, -bound, bound)
+            nn.init.zeros_(projection.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Attend from `query` (B, N, C) to `key` and `value` (B, M, C); `mask` is True where attention may look."""
+        q = split_heads(self.q_proj(query), self.heads)  # (B, heads, N, d)
+        k = split_heads(self.k_proj(key), self.heads)  # (B, heads, M, d)
+        v = split_heads(self.v_proj(value), self.heads)
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+        out: Tensor = self.out_proj(merge_heads(x))
+        return out
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention written out, for export: `query` (B, heads, N, d), `key` (B, heads, d, M) already scaled.
+
+    `value` is (B, heads, M, d) and `bias`, where given, is added to the scores; returns (B, N, heads * d).
+    """
+    scores = torch.matmul(query, key)  # (B, heads, N, M)
+    if bias is not None:
+        scores = scores + bias
+    return merge_heads(torch.matmul(scores.softmax(dim=-1), value))

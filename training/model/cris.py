@@ -1,0 +1,90 @@
+"""CRIS: CLIP-driven referring image segmentation (Wang et al., CVPR 2022, arXiv 2111.15174)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from cris_edge.errors import InputError
+from training.model.architecture import Architecture
+from training.model.clip import CLIP
+from training.model.decoder import Decoder
+from training.model.neck import Neck
+from training.model.projector import Projector
+
+if TYPE_CHECKING:
+    from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder
+
+
+class CRIS(nn.Module):
+    """Image and sentence in, one logit per 4x4 pixels out (paper, figure 2)."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.backbone = CLIP(architecture)
+        self.neck = Neck(architecture)
+        self.decoder = Decoder(architecture)
+        self.proj = Projector(architecture)
+
+    def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (N, 1, S/4, S/4) of N sentences about B images.
+
+        `image` is (B, 3, S, S) float, normalized with CLIP's mean and deviation, S a multiple of 32; `tokens` is
+        (N, L) int64, zero-padded, N a multiple of B: sentence j is about image j // (N / B), and each image is encoded
+        once, however many sentences ask about it.
+        """
+        decoded, sentence = self.decode(image, tokens)
+        logits: Tensor = self.proj(decoded, sentence)
+        return logits
+
+    def decode(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's features (N, C, S/16, S/16) and the sentences (N, embed); arguments as in `forward`."""
+        self._check(image, tokens)
+        features = self.backbone.encode_image(image)
+        words, sentence = self.backbone.encode_text(tokens)
+        asked = len(tokens) // len(image)
+        if asked > 1:
+            c3, c4, c5 = (feature.repeat_interleave(asked, dim=0) for feature in features)
+            features = c3, c4, c5
+        fused = self.neck(features, sentence)
+        decoded: Tensor = self.decoder(fused, words, padding=tokens == 0)
+        return decoded, sentence
+
+    def at_size(self, input_size: int) -> CRIS:
+        """The same weights for another input size in pixels; parameters are shared, not copied."""
+        other = copy.copy(self)
+        other.architecture = dataclasses.replace(self.architecture, input_size=input_size)
+        return other
+
+    def deploy(self) -> tuple[DeployImageEncoder, DeployTextEncoder, DeployMaskDecoder]:
+        """The same function as three modules arranged for static export; this network is left as it is."""
+        from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder
+
+        frozen = copy.deepcopy(self).float().eval().requires_grad_(False)
+        return DeployImageEncoder(frozen), DeployTextEncoder(frozen), DeployMaskDecoder(frozen)
+
+    def parameter_groups(self, learning_rate: float, backbone_scale: float = 0.1) -> list[dict[str, Any]]:
+        """Optimizer groups: CLIP's weights learn slower than the rest, but for the positional embeddings."""
+        slow, fast = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                is_slow = name.startswith("backbone.") and "positional_embedding" not in name
+                (slow if is_slow else fast).append(parameter)
+        return [{"params": slow, "lr": learning_rate * backbone_scale}, {"params": fast, "lr": learning_rate}]
+
+    @staticmethod
+    def _check(image: Tensor, tokens: Tensor) -> None:
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[-1] % 32 or image.shape[-2] % 32:
+            raise InputError(
+                f"The image tensor is {tuple(image.shape)}; CRIS takes (batch, 3, height, width) with sides that are "
+                "multiples of 32: letterbox it first."
+            )
+        if tokens.ndim != 2 or len(tokens) == 0 or len(image) == 0 or len(tokens) % len(image):
+            raise InputError(
+                f"The token tensor is {tuple(tokens.shape)} for {len(image)} images; CRIS takes (sentences, length) "
+                "with the same number of sentences for each image."
+            )

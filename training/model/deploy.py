@@ -1,0 +1,351 @@
+"""CRIS as three modules for static export; the same function as `CRIS.forward`, rearranged in exact arithmetic.
+
+An app asks several things of one image and the same thing of many images, so whatever depends on the image alone is
+computed by `DeployImageEncoder`, whatever depends on the sentence alone by `DeployTextEncoder`, and the rest, per pair,
+by `DeployMaskDecoder`. What was moved, and why it is exact:
+
+- Batch norm is folded into the convolution before it. The neck's norm of (image x sentence) is ``a (v s) + b``; ``a``
+  goes to the sentence's vector.
+- A 1x1 convolution of a concatenation is the sum of two, one for each part: the part that does not see the sentence
+  belongs to the image. It also commutes with bilinear upsampling, whose weights sum to one.
+- Coordinate channels are constants, and so is what a convolution makes of them.
+- Keys and values of the decoder's cross-attention see the words alone.
+- The last 1x1 convolution folds into the sentence's kernel, its bias into one constant for each of the nine taps.
+- A 3x3 convolution to one channel is a (9 x C) by (C x HW) matrix product and nine shifted additions. As a convolution
+  its weights would depend on the input, which OpenVINO refuses; the transposed form of the product is avoided because
+  an ONNX Runtime optimizer was seen to compute it wrongly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.model.attention import MultiHeadAttention, attend, split_heads
+from training.model.clip import AttentionPool, Bottleneck, ResidualAttentionBlock
+from training.model.cris import CRIS
+from training.model.decoder import DecoderLayer, image_positions, word_positions
+from training.model.fold import conv, conv_bn, linear, scale_and_shift
+from training.model.neck import coordinates, upsample2
+
+# Added to the scores of padding: exp(-1e4) is 0 in float32, and 1e4 itself fits every type a device may use.
+MASKED = -1e4
+
+
+def _scaled_key(attention: MultiHeadAttention | AttentionPool) -> nn.Linear:
+    """The key projection with attention's 1 / sqrt(d) in its weights."""
+    projection = attention.k_proj
+    scale = math.sqrt(attention.heads / projection.out_features)
+    return linear(projection.weight * scale, projection.bias * scale)
+
+
+class DeployBottleneck(nn.Module):
+    """`Bottleneck` with its norms folded."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1 = conv_bn(block.conv1, block.bn1)
+        self.conv2 = conv_bn(block.conv2, block.bn2)
+        self.pool = block.pool
+        self.conv3 = conv_bn(block.conv3, block.bn3)
+        self.shortcut: nn.Module = nn.Identity()
+        if block.downsample is not None:
+            pool, convolution, norm = block.downsample
+            folded = conv_bn(convolution, norm)
+            self.shortcut = folded if pool.kernel_size == 1 else nn.Sequential(pool, folded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        out = F.relu(self.conv1(x))
+        out = F.relu(self.conv2(out))
+        return F.relu(self.conv3(self.pool(out)) + self.shortcut(x))
+
+
+class DeployAttentionPool(nn.Module):
+    """`AttentionPool` for one grid, its positional embedding resized once."""
+
+    positions: Tensor
+
+    def __init__(self, pool: AttentionPool, grid: int) -> None:
+        super().__init__()
+        self.heads, self.grid = pool.heads, grid
+        self.register_buffer("positions", pool.positions(grid, grid).clone())
+        self.q_proj, self.k_proj, self.v_proj, self.c_proj = pool.q_proj, _scaled_key(pool), pool.v_proj, pool.c_proj
+        self.connect = conv_bn(pool.connect[0], pool.connect[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, g, g) -> (B, embed, g, g)."""
+        tokens = x.flatten(2).transpose(1, 2) + self.positions
+        query = split_heads(self.q_proj(tokens), self.heads)
+        key = split_heads(self.k_proj(tokens), self.heads).transpose(2, 3)
+        value = split_heads(self.v_proj(tokens), self.heads)
+        attended = self.c_proj(attend(query, key, value)).transpose(1, 2)
+        return F.relu(attended.unflatten(2, (self.grid, self.grid)) + self.connect(x))
+
+
+class DeployImageEncoder(nn.Module):
+    """Everything that sees the image alone: CLIP's image encoder and the neck's image half."""
+
+    input_names = ("image",)
+    output_names = ("visual5", "visual4", "visual3")
+
+    def __init__(self, model: CRIS) -> None:
+        super().__init__()
+        visual, neck = model.backbone.visual, model.neck
+        self.conv1 = conv_bn(visual.conv1, visual.bn1)
+        self.conv2 = conv_bn(visual.conv2, visual.bn2)
+        self.conv3 = conv_bn(visual.conv3, visual.bn3)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*(DeployBottleneck(block) for block in stage))
+            for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+        )
+        self.attnpool = DeployAttentionPool(visual.attnpool, model.architecture.input_size // 32)
+
+        self.f1_v_proj = conv_bn(neck.f1_v_proj[0], neck.f1_v_proj[1])
+        self.f2_v_proj = conv_bn(neck.f2_v_proj[0], neck.f2_v_proj[1])
+        self.f3_v_proj = conv_bn(neck.f3_v_proj[0], neck.f3_v_proj[1])
+        f2_cat, f3_cat = (conv_bn(cat[0], cat[1]) for cat in (neck.f2_cat, neck.f3_cat))
+        self.f2_cat = conv(f2_cat.weight[:, : self.f2_v_proj.out_channels], f2_cat.bias)
+        self.f3_cat = conv(f3_cat.weight[:, : self.f3_v_proj.out_channels], f3_cat.bias)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, S, S) -> visual5 (B, E, S/32, S/32), visual4 and visual3 (B, C, S/16, S/16)."""
+        x = F.relu(self.conv1(image))
+        x = F.relu(self.conv2(x))
+        x = F.relu(self.conv3(x))
+        c3 = self.layer2(self.layer1(F.avg_pool2d(x, 2)))
+        c4 = self.layer3(c3)
+        c5 = self.attnpool(self.layer4(c4))
+
+        visual5 = F.relu(self.f1_v_proj(c5))
+        visual4 = self.f2_cat(F.relu(self.f2_v_proj(c4)))
+        visual3 = self.f3_cat(F.avg_pool2d(F.relu(self.f3_v_proj(c3)), 2))
+        return visual5, visual4, visual3
+
+
+class DeployTextBlock(nn.Module):
+    """`ResidualAttentionBlock` with its attention written out."""
+
+    def __init__(self, block: ResidualAttentionBlock) -> None:
+        super().__init__()
+        attention = block.attn
+        self.heads = attention.heads
+        self.q_proj, self.k_proj, self.v_proj = attention.q_proj, _scaled_key(attention), attention.v_proj
+        self.out_proj = attention.out_proj
+        self.ln_1, self.mlp, self.ln_2 = block.ln_1, block.mlp, block.ln_2
+
+    def forward(self, x: Tensor, causal: Tensor) -> Tensor:
+        """(B, L, width) and the causal bias (L, L) -> (B, L, width)."""
+        normed = self.ln_1(x)
+        query = split_heads(self.q_proj(normed), self.heads)
+        key = split_heads(self.k_proj(normed), self.heads).transpose(2, 3)
+        value = split_heads(self.v_proj(normed), self.heads)
+        x = x + self.out_proj(attend(query, key, value, causal))
+        return x + self.mlp(self.ln_2(x))
+
+
+class DeployTextEncoder(nn.Module):
+    """Everything that sees the sentence alone, up to the kernel that will be slid over the pixels."""
+
+    input_names = ("tokens",)
+
+    positions: Tensor
+    causal: Tensor
+    order: Tensor
+    word_positions: Tensor
+
+    def __init__(self, model: CRIS) -> None:
+        super().__init__()
+        architecture, clip, neck = model.architecture, model.backbone, model.neck
+        length, width = architecture.word_len, architecture.text_width
+        self.decoder_heads = architecture.decoder_heads
+        self.token_embedding = clip.token_embedding
+        self.blocks = nn.ModuleList(DeployTextBlock(block) for block in clip.transformer.resblocks)
+        self.ln_final = clip.ln_final
+        self.register_buffer("positions", clip.positional_embedding[:length].detach().clone())
+        self.register_buffer("causal", torch.full((length, length), MASKED).triu(1))
+        self.register_buffer("order", torch.arange(length).unsqueeze(0))
+        self.register_buffer("word_positions", word_positions(length, width))
+        self.text_projection = linear(clip.text_projection.T, None)
+
+        scale, shift = scale_and_shift(neck.txt_proj[1])
+        self.txt_proj = linear(neck.txt_proj[0].weight * scale[:, None], shift)
+        # ReLU first, then the factor of the norm that follows the product of image and sentence.
+        self.gate_scale = nn.Parameter(scale_and_shift(neck.norm_layer[0])[0][:, None, None], requires_grad=False)
+
+        self.key_projections = nn.ModuleList(_scaled_key(layer.multihead_attn) for layer in model.decoder.layers)
+        self.value_projections = nn.ModuleList(layer.multihead_attn.v_proj for layer in model.decoder.layers)
+
+        self.half = width // 2
+        self.contrastive = architecture.contrastive
+        if self.contrastive:
+            self.kernel, self.tap_bias, self.bias = self._kernel(model)
+
+    @staticmethod
+    def _kernel(model: CRIS) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """`proj.txt` composed with the 1x1 convolution it will meet, its rows put tap-major.
+
+        With W, b the 1x1 convolution and k_t the sentence's kernel at tap t: k_t (W x + b) = (k_t W) x + k_t b.
+        """
+        text, last = model.proj.txt, model.proj.vis[4]
+        half = last.out_channels
+        weight = text.weight[:-1].reshape(half, 9, -1)  # (C/2, tap, embed), channel-major as checkpoints have it
+        bias = text.bias[:-1].reshape(half, 9)
+        mix = last.weight.flatten(1)  # (C/2 out, C/2 in)
+        kernel = linear(
+            torch.einsum("cte,ci->tie", weight, mix).flatten(0, 1), torch.einsum("ct,ci->ti", bias, mix).flatten()
+        )
+        tap_bias = linear(torch.einsum("cte,c->te", weight, last.bias), torch.einsum("ct,c->t", bias, last.bias))
+        return kernel, tap_bias, linear(text.weight[-1:], text.bias[-1:])
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what `forward` returns, in order."""
+        words = ("word_keys", "word_values", "padding_bias") if len(self.key_projections) else ()
+        kernel = ("kernel", "tap_bias", "bias") if self.contrastive else ()
+        return ("sentence_scale", *words, *kernel)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Tokens (B, L) int64 -> the tensors named by `output_names`.
+
+        sentence_scale (B, E, 1, 1); word_keys (B, n, heads, d, L), scaled by 1/sqrt(d); word_values (B, n, heads, L, d);
+        padding_bias (B, 1, 1, L), 0 or -1e4; kernel (B, 9, C/2), one row a tap; tap_bias (B, 9, 1); bias (B, 1, 1, 1).
+        """
+        x = self.token_embedding(tokens) + self.positions
+        for block in self.blocks:
+            x = block(x, self.causal)
+        words = self.ln_final(x)  # (B, L, C)
+        # The row at the end token, the largest id, picked by a product: gathering rows is not for every device.
+        end = (self.order == tokens.argmax(dim=1, keepdim=True)).to(words.dtype)  # (B, L)
+        sentence = self.text_projection(torch.matmul(end.unsqueeze(1), words).squeeze(1))  # (B, E)
+
+        outputs = [F.relu(self.txt_proj(sentence))[:, :, None, None] * self.gate_scale]
+        if len(self.key_projections):
+            placed = words + self.word_positions
+            keys = [split_heads(project(placed), self.decoder_heads) for project in self.key_projections]
+            values = [split_heads(project(words), self.decoder_heads) for project in self.value_projections]
+            padding = (tokens == 0).to(words.dtype) * MASKED
+            outputs += [torch.stack(keys, 1).transpose(3, 4), torch.stack(values, 1), padding[:, None, None, :]]
+        if self.contrastive:
+            outputs += [
+                self.kernel(sentence).unflatten(1, (9, self.half)),
+                self.tap_bias(sentence).unsqueeze(2),
+                self.bias(sentence)[:, :, None, None],
+            ]
+        return tuple(outputs)
+
+
+class DeployDecoderLayer(nn.Module):
+    """`DecoderLayer` with its attention written out, and keys and values of the words given."""
+
+    positions: Tensor
+
+    def __init__(self, layer: DecoderLayer, positions: Tensor) -> None:
+        super().__init__()
+        own, cross = layer.self_attn, layer.multihead_attn
+        self.heads = own.heads
+        self.register_buffer("positions", positions)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = own.q_proj, _scaled_key(own), own.v_proj, own.out_proj
+        self.cross_q_proj, self.cross_out_proj = cross.q_proj, cross.out_proj
+        self.self_attn_norm, self.cross_attn_norm = layer.self_attn_norm, layer.cross_attn_norm
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+        fc1, relu, _, norm, fc2 = layer.ffn
+        self.ffn = nn.Sequential(fc1, relu, norm, fc2)
+
+    def forward(self, v: Tensor, word_keys: Tensor, word_values: Tensor, padding_bias: Tensor) -> Tensor:
+        """Image tokens (B, N, C), keys (B, heads, d, L), values (B, heads, L, d) -> (B, N, C)."""
+        x = self.norm1(v)
+        placed = x + self.positions
+        query = split_heads(self.q_proj(placed), self.heads)
+        key = split_heads(self.k_proj(placed), self.heads).transpose(2, 3)
+        value = split_heads(self.v_proj(x), self.heads)
+        v = v + self.self_attn_norm(self.out_proj(attend(query, key, value)))
+        query = split_heads(self.cross_q_proj(self.norm2(v) + self.positions), self.heads)
+        attended = self.cross_out_proj(attend(query, word_keys, word_values, padding_bias))
+        v = v + self.cross_attn_norm(attended)
+        return v + self.ffn(self.norm3(v))
+
+
+class DeployMaskDecoder(nn.Module):
+    """What sees both: the neck's second half, the decoder, the projector."""
+
+    output_names = ("logits",)
+
+    place: Tensor
+
+    def __init__(self, model: CRIS) -> None:
+        super().__init__()
+        architecture, neck, projector = model.architecture, model.neck, model.proj
+        self.grid = grid = architecture.input_size // 16
+        self.channels = channels = architecture.text_width
+        self.gate_shift = nn.Parameter(scale_and_shift(neck.norm_layer[0])[1][:, None, None], requires_grad=False)
+        f2_cat, f3_cat, aggr = (conv_bn(cat[0], cat[1]) for cat in (neck.f2_cat, neck.f3_cat, neck.aggr))
+        self.f2_cat = conv(f2_cat.weight[:, channels:], None)
+        self.f3_cat = conv(f3_cat.weight[:, channels // 2 :], None)
+        self.f4_proj3 = conv_bn(neck.f4_proj3[0], neck.f4_proj3[1])
+        self.f4_proj4 = conv_bn(neck.f4_proj4[0], neck.f4_proj4[1])
+        self.f4_proj5 = conv_bn(neck.f4_proj5[0], neck.f4_proj5[1])
+        self.aggr = conv(aggr.weight[:, : 2 * channels], aggr.bias)
+        self.aggr5 = conv(aggr.weight[:, 2 * channels :], None)
+
+        coord = conv_bn(neck.coordconv[0].conv1[0], neck.coordconv[0].conv1[1])
+        self.coordconv1 = conv(coord.weight[:, :channels], None, padding=1)
+        place = F.conv2d(coordinates(grid, grid), coord.weight[:, channels:], coord.bias, padding=1)
+        self.register_buffer("place", place)
+        self.coordconv2 = conv_bn(neck.coordconv[1][0], neck.coordconv[1][1])
+
+        positions = image_positions(grid, grid, channels)
+        self.layers = nn.ModuleList(DeployDecoderLayer(layer, positions) for layer in model.decoder.layers)
+        self.norm = model.decoder.norm
+
+        self.vis1 = conv_bn(projector.vis[1][0], projector.vis[1][1])
+        self.vis2 = conv_bn(projector.vis[3][0], projector.vis[3][1])
+        self.contrastive = architecture.contrastive
+        if not self.contrastive:
+            self.vis3, self.kernel = projector.vis[4], projector.kernel
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of what `forward` takes, in order."""
+        words = ("word_keys", "word_values", "padding_bias") if len(self.layers) else ()
+        kernel = ("kernel", "tap_bias", "bias") if self.contrastive else ()
+        return ("visual5", "visual4", "visual3", "sentence_scale", *words, *kernel)
+
+    def forward(
+        self, visual5: Tensor, visual4: Tensor, visual3: Tensor, sentence_scale: Tensor, *sentence: Tensor
+    ) -> Tensor:
+        """The encoders' outputs, in the order of `input_names` -> logits (B, 1, S/4, S/4)."""
+        fused = self.neck(visual5, visual4, visual3, sentence_scale)
+        v = fused.flatten(2).transpose(1, 2)  # (B, N, C)
+        if len(self.layers):
+            word_keys, word_values, padding_bias = sentence[:3]
+            for number, layer in enumerate(self.layers):
+                v = layer(v, word_keys[:, number], word_values[:, number], padding_bias)
+        decoded = self.norm(v).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        x = F.relu(self.vis1(upsample2(decoded)))
+        x = F.relu(self.vis2(upsample2(x)))  # (B, C/2, S/4, S/4)
+        return self.correlate(x, *sentence[-3:]) if self.contrastive else self.kernel(self.vis3(x))
+
+    def neck(self, visual5: Tensor, visual4: Tensor, visual3: Tensor, sentence_scale: Tensor) -> Tensor:
+        """The part of the neck that sees the sentence: (B, C, S/16, S/16)."""
+        f5 = F.relu(visual5 * sentence_scale + self.gate_shift)
+        f4 = F.relu(visual4 + upsample2(self.f2_cat(f5)))
+        f3 = F.relu(visual3 + self.f3_cat(f4))
+        near = torch.cat((F.relu(self.f4_proj3(f3)), F.relu(self.f4_proj4(f4))), dim=1)
+        far = self.aggr5(F.relu(self.f4_proj5(f5)))
+        aggregated = F.relu(self.aggr(near) + upsample2(far))
+        return F.relu(self.coordconv2(F.relu(self.coordconv1(aggregated) + self.place)))
+
+    def correlate(self, x: Tensor, kernel: Tensor, tap_bias: Tensor, bias: Tensor) -> Tensor:
+        """3x3 convolution of x (B, C/2, H, W) with a kernel per sentence, as nine shifted sums: (B, 1, H, W)."""
+        side = 4 * self.grid
+        taps = torch.matmul(kernel, x.flatten(2)) + tap_bias  # (B, 9, H W)
+        taps = F.pad(taps.unflatten(2, (side, side)), (1, 1, 1, 1))  # beyond the border there is no tap's constant
+        logits = bias
+        for tap in range(9):
+            row, column = divmod(tap, 3)
+            logits = logits + taps[:, tap : tap + 1, row : row + side, column : column + side]
+        return logits

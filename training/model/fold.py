@@ -1,0 +1,43 @@
+"""Exact folding of batch norm, in eval mode, into the layer before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The norm with its running statistics as ``x * scale + shift``, each (C,)."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def conv(weight: Tensor, bias: Tensor | None, padding: int = 0, stride: int = 1) -> nn.Conv2d:
+    """A convolution that holds these numbers."""
+    out_channels, in_channels, kernel, _ = weight.shape
+    module = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias is not None)
+    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return module
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer that holds these numbers."""
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return module
+
+
+def conv_bn(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Convolution and batch norm as one convolution with bias."""
+    scale, shift = scale_and_shift(norm)
+    return conv(
+        convolution.weight * scale[:, None, None, None],
+        shift,
+        padding=int(convolution.padding[0]),
+        stride=int(convolution.stride[0]),
+    )

@@ -1,0 +1,83 @@
+"""The cross-modal neck: image features of three scales, conditioned on the sentence (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.model.architecture import Architecture
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU; the resolution stays."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
+
+
+def upsample2(x: Tensor) -> Tensor:
+    """Twice the resolution, bilinear, corners not aligned."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def coordinates(height: int, width: int) -> Tensor:
+    """The two coordinate channels (1, 2, height, width), x then y, each from -1 to 1."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    return torch.stack((x, y)).unsqueeze(0)
+
+
+class CoordConv(nn.Module):
+    """3x3 convolution that also sees where it is (Liu et al., 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv_bn_relu(channels + 2, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same."""
+        coords = coordinates(*x.shape[-2:]).to(x).expand(len(x), -1, -1, -1)
+        out: Tensor = self.conv1(torch.cat((x, coords), dim=1))
+        return out
+
+
+class Neck(nn.Module):
+    """Fuses c3, c4 and c5 with the sentence vector (paper, equations 1 to 4)."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        width, embed, channels = architecture.vision_width, architecture.embed_dim, architecture.text_width
+        self.txt_proj = nn.Sequential(nn.Linear(embed, embed, bias=False), nn.BatchNorm1d(embed), nn.ReLU())
+        self.f1_v_proj = conv_bn_relu(embed, embed, 1)
+        self.norm_layer = nn.Sequential(nn.BatchNorm2d(embed), nn.ReLU())
+        self.f2_v_proj = conv_bn_relu(width * 16, channels, 3)
+        self.f2_cat = conv_bn_relu(channels + embed, channels, 1)
+        self.f3_v_proj = conv_bn_relu(width * 8, channels // 2, 3)
+        self.f3_cat = conv_bn_relu(channels // 2 + channels, channels, 1)
+        self.f4_proj5 = conv_bn_relu(embed, channels, 3)
+        self.f4_proj4 = conv_bn_relu(channels, channels, 3)
+        self.f4_proj3 = conv_bn_relu(channels, channels, 3)
+        self.aggr = conv_bn_relu(channels * 3, channels, 1)
+        self.coordconv = nn.Sequential(CoordConv(channels), conv_bn_relu(channels, channels, 3))
+
+    def forward(self, features: tuple[Tensor, Tensor, Tensor], sentence: Tensor) -> Tensor:
+        """c3, c4, c5 and the sentence (B, embed) -> fused (B, C, S/16, S/16)."""
+        f3, f4, f5 = self.pyramid(features, sentence)
+        return self.coordconv(self.aggregate(f3, f4, f5))
+
+    def pyramid(self, features: tuple[Tensor, Tensor, Tensor], sentence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sentence gates the deepest map, which then flows down: f3, f4 at S/16 and f5 at S/32."""
+        c3, c4, c5 = features
+        gate = self.txt_proj(sentence)[:, :, None, None]  # (B, embed, 1, 1)
+        f5 = self.norm_layer(self.f1_v_proj(c5) * gate)
+        f4 = self.f2_cat(torch.cat((self.f2_v_proj(c4), upsample2(f5)), dim=1))
+        f3 = self.f3_cat(torch.cat((F.avg_pool2d(self.f3_v_proj(c3), 2), f4), dim=1))
+        return f3, f4, f5
+
+    def aggregate(self, f3: Tensor, f4: Tensor, f5: Tensor) -> Tensor:
+        """The three maps at S/16, side by side, and back to C channels."""
+        maps = (self.f4_proj3(f3), self.f4_proj4(f4), upsample2(self.f4_proj5(f5)))
+        aggregated: Tensor = self.aggr(torch.cat(maps, dim=1))
+        return aggregated
