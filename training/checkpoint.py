@@ -13,7 +13,6 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,17 +237,17 @@ def _backbone_architecture(state: State, path: str | os.PathLike[str], others: M
 
     blocks = {name.split(".")[3] for name in state if name.startswith("backbone.transformer.resblocks.")}
     vocab_size, text_width = shape("token_embedding.weight")
-    architecture = Architecture(
-        vision_layers=(stage(1), stage(2), stage(3), stage(4)),
-        vision_width=shape("visual.layer1.0.conv1.weight")[0],
-        image_resolution=32 * round((shape("visual.attnpool.positional_embedding")[0] - 1) ** 0.5),
-        embed_dim=shape("text_projection")[1],
-        vocab_size=vocab_size,
-        context_length=shape("positional_embedding")[0],
-        text_width=text_width,
-        text_layers=len(blocks),
-    )
-    return replace(architecture, **others)
+    sizes: dict[str, Any] = {
+        "vision_layers": (stage(1), stage(2), stage(3), stage(4)),
+        "vision_width": shape("visual.layer1.0.conv1.weight")[0],
+        "image_resolution": 32 * round((shape("visual.attnpool.positional_embedding")[0] - 1) ** 0.5),
+        "embed_dim": shape("text_projection")[1],
+        "vocab_size": vocab_size,
+        "context_length": shape("positional_embedding")[0],
+        "text_width": text_width,
+        "text_layers": len(blocks),
+    }
+    return Architecture(**{**sizes, **others})
 
 
 def _tensor(state: State, name: str, path: str | os.PathLike[str]) -> Tensor:
