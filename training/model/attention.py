@@ -54,12 +54,14 @@ class MultiHeadAttention(nn.Module):
         return out
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, penalty: Tensor | None = None) -> Tensor:
     """Attention written out, for export: `query` (B, heads, N, d), `key` (B, heads, d, M) already scaled.
 
-    `value` is (B, heads, M, d) and `bias`, where given, is added to the scores; returns (B, N, heads * d).
+    `value` is (B, heads, M, d) and `penalty`, where given, is taken from the scores; returns (B, N, heads * d).
     """
     scores = torch.matmul(query, key)  # (B, heads, N, M)
-    if bias is not None:
-        scores = scores + bias
+    if penalty is not None:
+        # Not `scores + bias`: OpenVINO 2026.4 computes product, sum, softmax, product in one kernel, which gives wrong
+        # numbers or NaN in bfloat16 when there is a sum. A difference it takes apart.
+        scores = scores - penalty
     return merge_heads(torch.matmul(scores.softmax(dim=-1), value))

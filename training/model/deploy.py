@@ -31,8 +31,8 @@ from training.model.decoder import DecoderLayer, image_positions, word_positions
 from training.model.fold import conv, conv_bn, linear, scale_and_shift
 from training.model.neck import coordinates, upsample2
 
-# Added to the scores of padding: exp(-1e4) is 0 in float32, and 1e4 itself fits every type a device may use.
-MASKED = -1e4
+# Taken from the scores of what must not be seen: exp(-1e4) is 0 in float32, and 1e4 fits every type a device may use.
+UNSEEN = 1e4
 
 
 def _scaled_key(attention: MultiHeadAttention | AttentionPool) -> nn.Linear:
@@ -138,7 +138,7 @@ class DeployTextBlock(nn.Module):
         self.ln_1, self.mlp, self.ln_2 = block.ln_1, block.mlp, block.ln_2
 
     def forward(self, x: Tensor, causal: Tensor) -> Tensor:
-        """(B, L, width) and the causal bias (L, L) -> (B, L, width)."""
+        """(B, L, width) and the causal penalty (L, L) -> (B, L, width)."""
         normed = self.ln_1(x)
         query = split_heads(self.q_proj(normed), self.heads)
         key = split_heads(self.k_proj(normed), self.heads).transpose(2, 3)
@@ -166,7 +166,7 @@ class DeployTextEncoder(nn.Module):
         self.blocks = nn.ModuleList(DeployTextBlock(block) for block in clip.transformer.resblocks)
         self.ln_final = clip.ln_final
         self.register_buffer("positions", clip.positional_embedding[:length].detach().clone())
-        self.register_buffer("causal", torch.full((length, length), MASKED).triu(1))
+        self.register_buffer("causal", torch.full((length, length), UNSEEN).triu(1))
         self.register_buffer("order", torch.arange(length).unsqueeze(0))
         self.register_buffer("word_positions", word_positions(length, width))
         self.text_projection = linear(clip.text_projection.T, None)
@@ -204,7 +204,7 @@ class DeployTextEncoder(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of what `forward` returns, in order."""
-        words = ("word_keys", "word_values", "padding_bias") if len(self.key_projections) else ()
+        words = ("word_keys", "word_values", "padding_penalty") if len(self.key_projections) else ()
         kernel = ("kernel", "tap_bias", "bias") if self.contrastive else ()
         return ("sentence_scale", *words, *kernel)
 
@@ -212,7 +212,7 @@ class DeployTextEncoder(nn.Module):
         """Tokens (B, L) int64 -> the tensors named by `output_names`.
 
         sentence_scale (B, E, 1, 1); word_keys (B, n, heads, d, L), scaled by 1/sqrt(d); word_values (B, n, heads, L, d);
-        padding_bias (B, 1, 1, L), 0 or -1e4; kernel (B, 9, C/2), one row a tap; tap_bias (B, 9, 1); bias (B, 1, 1, 1).
+        padding_penalty (B, 1, 1, L), 0 or 1e4; kernel (B, 9, C/2), one row a tap; tap_bias (B, 9, 1); bias (B, 1, 1, 1).
         """
         x = self.token_embedding(tokens) + self.positions
         for block in self.blocks:
@@ -227,7 +227,7 @@ class DeployTextEncoder(nn.Module):
             placed = words + self.word_positions
             keys = [split_heads(project(placed), self.decoder_heads) for project in self.key_projections]
             values = [split_heads(project(words), self.decoder_heads) for project in self.value_projections]
-            padding = (tokens == 0).to(words.dtype) * MASKED
+            padding = (tokens == 0).to(words.dtype) * UNSEEN
             outputs += [torch.stack(keys, 1).transpose(3, 4), torch.stack(values, 1), padding[:, None, None, :]]
         if self.contrastive:
             outputs += [
@@ -255,7 +255,7 @@ class DeployDecoderLayer(nn.Module):
         fc1, relu, _, norm, fc2 = layer.ffn
         self.ffn = nn.Sequential(fc1, relu, norm, fc2)
 
-    def forward(self, v: Tensor, word_keys: Tensor, word_values: Tensor, padding_bias: Tensor) -> Tensor:
+    def forward(self, v: Tensor, word_keys: Tensor, word_values: Tensor, padding_penalty: Tensor) -> Tensor:
         """Image tokens (B, N, C), keys (B, heads, d, L), values (B, heads, L, d) -> (B, N, C)."""
         x = self.norm1(v)
         placed = x + self.positions
@@ -264,7 +264,7 @@ class DeployDecoderLayer(nn.Module):
         value = split_heads(self.v_proj(x), self.heads)
         v = v + self.self_attn_norm(self.out_proj(attend(query, key, value)))
         query = split_heads(self.cross_q_proj(self.norm2(v) + self.positions), self.heads)
-        attended = self.cross_out_proj(attend(query, word_keys, word_values, padding_bias))
+        attended = self.cross_out_proj(attend(query, word_keys, word_values, padding_penalty))
         v = v + self.cross_attn_norm(attended)
         return v + self.ffn(self.norm3(v))
 
@@ -310,7 +310,7 @@ class DeployMaskDecoder(nn.Module):
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of what `forward` takes, in order."""
-        words = ("word_keys", "word_values", "padding_bias") if len(self.layers) else ()
+        words = ("word_keys", "word_values", "padding_penalty") if len(self.layers) else ()
         kernel = ("kernel", "tap_bias", "bias") if self.contrastive else ()
         return ("visual5", "visual4", "visual3", "sentence_scale", *words, *kernel)
 
@@ -321,9 +321,9 @@ class DeployMaskDecoder(nn.Module):
         fused = self.neck(visual5, visual4, visual3, sentence_scale)
         v = fused.flatten(2).transpose(1, 2)  # (B, N, C)
         if len(self.layers):
-            word_keys, word_values, padding_bias = sentence[:3]
+            word_keys, word_values, padding_penalty = sentence[:3]
             for number, layer in enumerate(self.layers):
-                v = layer(v, word_keys[:, number], word_values[:, number], padding_bias)
+                v = layer(v, word_keys[:, number], word_values[:, number], padding_penalty)
         decoded = self.norm(v).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         x = F.relu(self.vis1(upsample2(decoded)))
         x = F.relu(self.vis2(upsample2(x)))  # (B, C/2, S/4, S/4)

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as arrays
+
+from cris_edge.coco import decode_rle
+from cris_edge.errors import CrisEdgeError, InputError, OptionError
+from cris_edge.result import Segmentation
+
+HEIGHT, WIDTH = 60, 90
+
+
+def result(mask: np.ndarray | None = None, **options: object) -> Segmentation:
+    if mask is None:
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        mask[10:30, 20:60] = True
+    image = np.full((*mask.shape, 3), 150, np.uint8)
+    return Segmentation(np.where(mask, 0.8, 0.1).astype(np.float32), image, "the red mug", **options)  # type: ignore[arg-type]
+
+
+def nothing() -> Segmentation:
+    return result(np.zeros((HEIGHT, WIDTH), bool))
+
+
+def test_mask_and_its_numbers() -> None:
+    found = result(timings={"image": 0.5})
+    assert found.mask.dtype == np.bool_
+    assert found.mask.shape == (HEIGHT, WIDTH)
+    assert found.area == 800
+    assert found.box == (20.0, 10.0, 60.0, 30.0)
+    assert found.score == pytest.approx(0.8)
+    assert not found.empty
+    assert found.prompt == "the red mug"
+    assert found.threshold == 0.35
+    assert dict(found.timings) == {"image": 0.5}
+    assert "the red mug" in repr(found)
+    assert "90 x 60" in repr(found)
+
+
+def test_nothing_found_is_an_answer() -> None:
+    empty = nothing()
+    assert empty.empty
+    assert empty.score == 0.0
+    assert empty.box is None
+    assert empty.area == 0
+    assert empty.polygons() == []
+    assert not decode_rle(empty.rle()).any()
+    assert empty.overlay().shape == (HEIGHT, WIDTH, 3)
+    assert json.loads(json.dumps(empty.to_dict()))["box"] is None
+    assert "empty" in repr(empty)
+
+
+def test_the_threshold_is_strict_and_comes_before_clipping() -> None:
+    probability = np.array([[-0.2, 0.35, 0.3500001, 1.2]], np.float32)
+    found = Segmentation(probability, np.zeros((1, 4, 3), np.uint8), "x")
+    assert found.mask.tolist() == [[False, False, True, True]]
+    np.testing.assert_allclose(found.probability, [[0, 0.35, 0.35, 1]], atol=1e-6)
+    assert found.probability.dtype == np.float32
+    assert probability[0, 0] == np.float32(-0.2)  # the caller's array is untouched
+    overshoot = Segmentation(probability, np.zeros((1, 4, 3), np.uint8), "x", threshold=1.0)
+    assert overshoot.mask.tolist() == [[False, False, False, True]]
+    assert overshoot.score == 1.0
+
+
+def test_nan_is_never_inside() -> None:
+    found = Segmentation(np.full((3, 4), np.nan, np.float32), np.zeros((3, 4, 3), np.uint8), "x")
+    assert found.empty
+    assert found.score == 0.0
+
+
+def test_one_pixel() -> None:
+    found = Segmentation(np.ones((1, 1), np.float32), np.zeros((1, 1, 3), np.uint8), "x")
+    assert found.box == (0.0, 0.0, 1.0, 1.0)
+    assert found.overlay().shape == (1, 1, 3)
+    assert found.polygons() == []
+    assert decode_rle(found.rle()).all()
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+def test_the_threshold_is_a_number(threshold: float) -> None:
+    with pytest.raises(OptionError, match="threshold"):
+        result(threshold=threshold)
+
+
+def test_the_probability_fits_the_image() -> None:
+    with pytest.raises(InputError, match="does not fit"):
+        Segmentation(np.zeros((3, 4), np.float32), np.zeros((4, 3, 3), np.uint8), "x")
+
+
+def test_polygons_are_the_outside_of_the_parts() -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[5:15, 5:15] = True
+    mask[20:50, 30:80] = True
+    mask[30:40, 40:60] = False  # a hole
+    mask[55, 3] = True  # a speck
+    parts = result(mask).polygons()
+    assert [part.shape for part in parts] == [(4, 2), (4, 2)]
+    assert sorted(map(tuple, parts[0].tolist())) == [(30, 20), (30, 49), (79, 20), (79, 49)]
+    assert parts[0].dtype.kind == "i"
+    filled = cv2.fillPoly(np.zeros(mask.shape, np.uint8), parts, 1).astype(bool)
+    filled[30:40, 40:60] = False
+    filled[55, 3] = True
+    assert (filled == mask).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20)))
+def test_views_agree_on_any_mask(mask: np.ndarray) -> None:
+    found = result(mask)
+    assert (decode_rle(found.rle()) == mask).all()
+    assert found.area == mask.sum()
+    if mask.any():
+        x_min, y_min, x_max, y_max = map(int, found.box or ())
+        assert mask[y_min:y_max, x_min:x_max].sum() == found.area
+        for line in (mask[y_min], mask[y_max - 1], mask[:, x_min], mask[:, x_max - 1]):
+            assert line.any()
+    assert all(len(part) >= 3 for part in found.polygons())
+    assert found.overlay().shape == found.image.shape
+
+
+def test_to_dict_is_json() -> None:
+    entry = json.loads(json.dumps(result(timings={"image": 0.01}).to_dict()))
+    assert list(entry) == ["prompt", "empty", "score", "box", "area", "size", "threshold", "mask", "timings"]
+    assert entry["box"] == [20.0, 10.0, 60.0, 30.0]
+    assert entry["size"] == entry["mask"]["size"] == [HEIGHT, WIDTH]
+    assert entry["timings"] == {"image": 0.01}
+    assert (decode_rle(entry["mask"]) == result().mask).all()
+
+
+def test_timings_are_read_only() -> None:
+    with pytest.raises(TypeError):
+        result(timings={"image": 0.01}).timings["image"] = 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.PNG", "out.jpg", "out.jpeg", "out.webp", "über uns.png"])
+def test_save_writes_the_overlay(tmp_path: Path, name: str) -> None:
+    found = result()
+    assert found.save(tmp_path / name) == tmp_path / name
+    written = cv2.imdecode(np.frombuffer((tmp_path / name).read_bytes(), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert np.abs(written.astype(int) - found.overlay()).mean() < 12
+    assert [file.name for file in tmp_path.iterdir()] == [name]  # nothing else is left
+
+
+def test_save_writes_the_mask(tmp_path: Path) -> None:
+    found = result()
+    found.save(str(tmp_path / "mask.png"), what="mask")
+    written = cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED)
+    assert (written == found.mask * 255).all()
+
+
+def test_save_replaces_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "out.png"
+    path.write_bytes(b"old")
+    result().save(path)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX")
+def test_save_gives_ordinary_permissions(tmp_path: Path) -> None:
+    result().save(tmp_path / "out.png")
+    (tmp_path / "other").write_bytes(b"")
+    assert stat.S_IMODE((tmp_path / "out.png").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "words"),
+    [
+        ("out.gif", "overlay", "must end in .png or .jpg"),
+        ("out", "overlay", "must end in .png"),
+        (".png", "overlay", "must end in .png"),
+        ("out.jpg", "mask", "must end in .png$"),
+        ("out.png", "contour", "'contour', expected"),
+        ("none/out.png", "overlay", "create the folder first"),
+        ("a\0.png", "mask", "cannot be written"),
+        ("x" * 300 + ".png", "mask", "cannot be written"),
+    ],
+)
+def test_save_has_its_sentences(tmp_path: Path, name: str, what: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        result().save(tmp_path / name, what=what)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "out.png").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        result().save(tmp_path / "out.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.png"
+    path.write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CrisEdgeError, match="No space left on device"):
+        result().save(path)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_an_image_that_does_not_fit_a_format_has_its_sentence(tmp_path: Path) -> None:
+    wide = result(np.ones((1, 20_000), bool))
+    with pytest.raises(InputError, match="does not fit"):
+        wide.save(tmp_path / "out.webp")
+    wide.save(tmp_path / "out.png")
