@@ -202,7 +202,7 @@ def test_clip_weights(model: CRIS, tmp_path: Path, archive: bool) -> None:
 
 
 def test_clip_with_a_vision_transformer_is_refused(tmp_path: Path) -> None:
-    torch.save({"visual.class_embedding": torch.zeros(4), "token_embedding.weight": torch.zeros(4, 4)}, tmp_path / "v.pt")
+    torch.save({"visual.class_embedding": torch.zeros(4), "token_embedding.weight": torch.zeros(4)}, tmp_path / "v.pt")
     with pytest.raises(CheckpointError, match="vision transformer"):
         read_clip(tmp_path / "v.pt")
 
@@ -213,11 +213,23 @@ def test_clip_with_a_vision_transformer_is_refused(tmp_path: Path) -> None:
         ("RN101", {"vision_layers": (3, 4, 23, 3), "embed_dim": 512}),
         (
             "RN50x4",
-            {"vision_layers": (4, 6, 10, 6), "vision_width": 80, "embed_dim": 640, "text_width": 640, "image_resolution": 288},
+            {
+                "vision_layers": (4, 6, 10, 6),
+                "vision_width": 80,
+                "embed_dim": 640,
+                "text_width": 640,
+                "image_resolution": 288,
+            },
         ),
         (
             "RN50x16",
-            {"vision_layers": (6, 8, 18, 8), "vision_width": 96, "embed_dim": 768, "text_width": 768, "image_resolution": 384},
+            {
+                "vision_layers": (6, 8, 18, 8),
+                "vision_width": 96,
+                "embed_dim": 768,
+                "text_width": 768,
+                "image_resolution": 384,
+            },
         ),
         (
             "RN50x64",

@@ -211,8 +211,9 @@ class DeployTextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Tokens (B, L) int64 -> the tensors named by `output_names`.
 
-        sentence_scale (B, E, 1, 1); word_keys (B, n, heads, d, L), scaled by 1/sqrt(d); word_values (B, n, heads, L, d);
-        padding_penalty (B, 1, 1, L), 0 or 1e4; kernel (B, 9, C/2), one row a tap; tap_bias (B, 9, 1); bias (B, 1, 1, 1).
+        sentence_scale (B, E, 1, 1); word_keys (B, n, heads, d, L), scaled by 1/sqrt(d); word_values
+        (B, n, heads, L, d); padding_penalty (B, 1, 1, L), 0 or 1e4; kernel (B, 9, C/2), one row a tap; tap_bias
+        (B, 9, 1); bias (B, 1, 1, 1).
         """
         x = self.token_embedding(tokens) + self.positions
         for block in self.blocks:

@@ -1,0 +1,63 @@
+"""Forgetting the words that a training never showed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cris_edge.tokenizer import Tokenizer
+from training.checkpoint import load_model, save_model
+from training.data.samples import open_source
+from training.model import CRIS, Architecture
+from training.vocabulary import main, seen_tokens
+
+SMALL = Architecture(
+    input_size=64,
+    vision_layers=(1, 1, 1, 1),
+    vision_width=8,
+    image_resolution=64,
+    embed_dim=16,
+    context_length=20,
+    text_width=16,
+    text_layers=1,
+    decoder_layers=1,
+    decoder_heads=4,
+    ffn_dim=32,
+)
+DATA = "scenes:train:4:3"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_model(tmp_path / "trained.pt", CRIS(SMALL), recipe="a test")
+    return tmp_path / "trained.pt"
+
+
+def test_known_sentences_mean_what_they_meant(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "shipped.pt"
+    arguments = ["--checkpoint", str(checkpoint), "--data", DATA, "--output", str(output)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    before, after = load_model(checkpoint), load_model(output)
+    known = open_source(DATA, by_image=True).load(0, 128).sentences[0]
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for sentence, same in ((known, True), ("xylophone quartz", False)):
+            tokens = torch.from_numpy(Tokenizer()(sentence, length=17))
+            assert torch.equal(before(image, tokens), after(image, tokens)) is same
+    rows = after.backbone.token_embedding.weight
+    seen = seen_tokens(open_source(DATA, by_image=True), 17)
+    zero = (rows == 0).all(dim=1)
+    assert int(zero.sum()) == len(rows) - len(seen)
+    assert not zero[sorted(seen)].any()
+
+
+def test_errors_have_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--checkpoint", str(tmp_path / "no.pt"), "--data", DATA, "--output", "x"], standalone_mode=False)
+    assert stop.value.code == 1
+    assert "does not exist" in capsys.readouterr().err
