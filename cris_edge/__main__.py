@@ -1,0 +1,6 @@
+"""``python -m cris_edge`` is ``cris-edge``."""
+
+from cris_edge.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="cris-edge")

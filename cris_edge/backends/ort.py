@@ -1,0 +1,214 @@
+"""ONNX Runtime: the CPU, and other execution providers by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cris_edge.backends.base import (
+    Array,
+    BackendInfo,
+    BackendOptions,
+    DeviceReport,
+    RuntimeReport,
+    check_tensors,
+    one_of,
+    refuse_extra,
+)
+from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
+from cris_edge.machine import physical_cores, processor_name
+from cris_edge.manifest import GraphSpec, TensorSpec
+
+NAME = "onnxruntime"
+_SUFFIX = "ExecutionProvider"
+_CPU = f"CPU{_SUFFIX}"
+# Azure's runs nothing here: it sends the input to a server.
+_REMOTE = {"AzureExecutionProvider"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+# Any of these names in a graph means that it computes with integers.
+_QUANTIZED = (b"QuantizeLinear", b"QLinearConv", b"QLinearMatMul", b"ConvInteger", b"MatMulInteger")
+
+
+def load() -> Any:
+    """The module, with its telemetry off: builds of 1.31 report to their maker unless told not to, on Linux too."""
+    # Read when the library starts; calling disable_telemetry_events alone comes after a first event. It also keeps
+    # away a thread that lets a forked child hang when it exits.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name != NAME:
+            raise RuntimeMissingError(_broken(error)) from error
+        raise RuntimeMissingError(
+            f'ONNX Runtime is not installed; install it with pip install "cris-edge[{NAME}]".'
+        ) from None
+    except (ImportError, OSError) as error:
+        raise RuntimeMissingError(_broken(error)) from error
+    onnxruntime.disable_telemetry_events()  # where an app imported it first
+    return onnxruntime
+
+
+def _broken(error: Exception) -> str:
+    return f"ONNX Runtime is installed and cannot be loaded ({error}); reinstall it with pip install --force-reinstall."
+
+
+def devices(module: Any) -> dict[str, str]:
+    """Devices, "CPU" first, by lower-case names: both "cuda" and "cudaexecutionprovider" are "CUDA"."""
+    found = {}
+    for provider in sorted(set(module.get_available_providers()) - _REMOTE, key=lambda name: (name != _CPU, name)):
+        device = provider.removesuffix(_SUFFIX)
+        found[device.lower()] = device
+        found[provider.lower()] = device
+    return found
+
+
+def describe() -> RuntimeReport:
+    """Version, and the devices found here."""
+    module = load()
+    found = tuple(
+        DeviceReport(device, processor_name(), ("float32",)) if device == "CPU" else DeviceReport(device)
+        for device in dict.fromkeys(devices(module).values())
+    )
+    return RuntimeReport(module.__version__, found)
+
+
+class OrtBackend:
+    """ONNX Runtime with the given options.
+
+    `BackendOptions.device` is the short name of an execution provider ("CPU", "CUDA", "CoreML", "XNNPACK", …) or its
+    full one; "auto" is the CPU. With another provider than the CPU, a graph of which part would be left to the CPU is
+    refused. The CPU computes in float32; with the hint "throughput" each call takes one thread, and as many calls at a
+    time pay as there are threads.
+    """
+
+    name = NAME
+
+    def __init__(self, options: BackendOptions) -> None:
+        self._ort = load()
+        refuse_extra(options.extra, (), "ONNX Runtime")
+        known = devices(self._ort)
+        self._device = one_of("device", options.device, {"auto": "CPU", **known}, "ONNX Runtime")
+        self._provider = self._device + _SUFFIX
+        self._options = options
+        self._provider_options: dict[str, str] = {}
+        self._check_precision()
+        self._threads = options.threads or physical_cores()
+        self._graphs: list[Path] = []
+        self._precision: str | None = None
+
+    def _check_precision(self) -> None:
+        precision, device = self._options.precision, self._device
+        if precision == "auto" or (precision == "float32" and self._provider == _CPU):
+            return
+        if precision == "float32" and self._provider == "CUDAExecutionProvider":
+            self._provider_options["use_tf32"] = "0"
+            return
+        if self._provider == _CPU:
+            raise OptionError(
+                f"ONNX Runtime computes in float32 on the CPU, and {precision} was asked for; use 'auto'."
+            )
+        raise OptionError(
+            f"ONNX Runtime leaves the precision to {device}, and {precision} was asked for; use 'auto', or the CPU."
+        )
+
+    @property
+    def _intra_threads(self) -> int:
+        return 1 if self._options.hint == "throughput" else self._threads
+
+    @property
+    def info(self) -> BackendInfo:
+        """What really runs."""
+        on_cpu = self._provider == _CPU
+        if self._precision is None:
+            rest = "float32" if on_cpu or self._options.precision == "float32" else "provider's choice"
+            self._precision = f"int8+{rest}" if any(map(_is_quantized, self._graphs)) else rest
+        return BackendInfo(
+            runtime=NAME,
+            version=self._ort.__version__,
+            device=self._device,
+            device_name=processor_name() if on_cpu else "",
+            precision=self._precision,
+            threads=self._threads if on_cpu else None,
+            hint=self._options.hint,
+            parallel=self._threads if on_cpu and self._options.hint == "throughput" else 1,
+        )
+
+    def compile(self, path: Path, spec: GraphSpec) -> OrtGraph:
+        """Load one ONNX file; see `Backend.compile`."""
+        ort = self._ort
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4  # what goes wrong is raised; nothing is printed
+        settings.intra_op_num_threads = self._intra_threads
+        settings.inter_op_num_threads = 1
+        if self._provider != _CPU:
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            session = ort.InferenceSession(
+                os.fspath(path), settings, providers=[(self._provider, self._provider_options)], enable_fallback=0
+            )
+        except Exception as error:  # its exceptions have no base of their own
+            raise DeviceError(
+                f"ONNX Runtime {ort.__version__} cannot run {path} on {self._device}: {_first_line(error)}"
+            ) from error
+        if session.get_providers()[0] != self._provider:
+            raise DeviceError(
+                f"ONNX Runtime would run {path} on {session.get_providers()[0]} where {self._provider} was asked for; "
+                f"check the driver, or choose that device."
+            )
+        check_tensors(path, spec, map(_tensor, session.get_inputs()), map(_tensor, session.get_outputs()))
+        self._graphs.append(path)
+        self._precision = None
+        return OrtGraph(session, path)
+
+    def close(self) -> None:
+        """Forget the graphs; a session is freed with the last reference to it."""
+        self._graphs.clear()
+
+
+class OrtGraph:
+    """One session; ONNX Runtime lets several threads run it at the same time."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session = session
+        self._path = path
+        self._inputs = [tensor.name for tensor in session.get_inputs()]
+        self._outputs = [tensor.name for tensor in session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs; see `CompiledGraph`."""
+        try:
+            values = self._session.run(self._outputs, {name: inputs[name] for name in self._inputs})
+        except Exception as error:  # its exceptions have no base of their own
+            raise DeviceError(f"ONNX Runtime failed in {self._path}: {_first_line(error)}") from error
+        return dict(zip(self._outputs, values, strict=True))
+
+
+def _tensor(tensor: Any) -> TensorSpec:
+    # A dynamic axis is a name or None, which no manifest holds.
+    shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
+    return TensorSpec(tensor.name, shape, _DTYPES.get(tensor.type, tensor.type))
+
+
+def _is_quantized(path: Path) -> bool:
+    """Whether the names of quantized operations occur in an ONNX file, which the runtime itself does not tell."""
+    import mmap
+
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return any(data.find(name) >= 0 for name in _QUANTIZED)
+    except (OSError, ValueError):
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,294 @@
+"""OpenVINO: CPU, GPU, NPU, and AUTO, which chooses among them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cris_edge.backends.base import (
+    Array,
+    BackendInfo,
+    BackendOptions,
+    DeviceReport,
+    RuntimeReport,
+    check_tensors,
+    one_of,
+    refuse_extra,
+)
+from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
+from cris_edge.manifest import GraphSpec, TensorSpec
+
+NAME = "openvino"
+_PRECISIONS = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}
+_UNTOLD = "a precision that the device does not tell"
+# The layers in which time is spent: what they run in is what the graph runs in.
+_HEAVY = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Deconvolution")
+
+logger = logging.getLogger(__name__)
+
+
+def load() -> Any:
+    """The module. Its telemetry belongs to model conversion, which nothing here calls: inference sends nothing."""
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        if error.name != NAME:
+            raise RuntimeMissingError(_broken(error)) from error
+        raise RuntimeMissingError(
+            f'OpenVINO is not installed; install it with pip install "cris-edge[{NAME}]".'
+        ) from None
+    except (ImportError, OSError) as error:
+        raise RuntimeMissingError(_broken(error)) from error
+    return openvino
+
+
+def _broken(error: Exception) -> str:
+    return f"OpenVINO is installed and cannot be loaded ({error}); reinstall it with pip install --force-reinstall."
+
+
+def devices(core: Any) -> dict[str, str]:
+    """The devices that OpenVINO finds here, by lower-case names; "gpu" is the first of several."""
+    found = {}
+    for device in core.available_devices:
+        found[device.lower()] = device
+        found.setdefault(device.partition(".")[0].lower(), device)
+    return found
+
+
+def describe() -> RuntimeReport:
+    """Version, and the devices found here."""
+    module = load()
+    core = module.Core()
+    found = []
+    for device in core.available_devices:
+        able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        precisions = tuple(name for name, (capability, _) in _PRECISIONS.items() if capability in able)
+        found.append(DeviceReport(device, str(core.get_property(device, "FULL_DEVICE_NAME")), precisions))
+    absent = [kind for kind in ("GPU", "NPU") if not any(device.name.startswith(kind) for device in found)]
+    advice = (
+        f"no {' and no '.join(absent)} is found; one that this device has appears with its driver" if absent else ""
+    )
+    return RuntimeReport(_version(module), tuple(found), advice)
+
+
+def _version(module: Any) -> str:
+    return str(module.__version__).partition("-")[0]
+
+
+class OvBackend:
+    """OpenVINO with the given options.
+
+    `BackendOptions.device` is one that OpenVINO finds here, or "AUTO": its own choice among them, made before the first
+    call and not changed after it. `BackendOptions.precision` "auto" is the device's default, which on a CPU with
+    bfloat16 arithmetic is bfloat16.
+    """
+
+    name = NAME
+
+    def __init__(self, options: BackendOptions) -> None:
+        self._ov = load()
+        refuse_extra(options.extra, (), "OpenVINO")
+        self._core = self._ov.Core()
+        known = devices(self._core)
+        self._device = one_of("device", options.device, {**known, "auto": "AUTO"}, "OpenVINO")
+        if self._device == "AUTO" and set(known.values()) == {"CPU"}:
+            self._device = "CPU"  # the same choice without the detour, which costs time at the start
+        self._options = options
+        self._config = self._checked_config()
+        self._compiled: list[Any] = []
+        self._info: BackendInfo | None = None
+
+    def _checked_config(self) -> dict[str, Any]:
+        options, device = self._options, self._device
+        config: dict[str, Any] = {"PERFORMANCE_HINT": options.hint.upper()}
+        if device == "AUTO":
+            # Otherwise the first calls run on the CPU while another device still compiles, unsaid.
+            config["ENABLE_STARTUP_FALLBACK"] = False
+        if options.threads is not None:
+            if not device.startswith("CPU"):
+                raise OptionError(f"threads={options.threads} was asked for on {device}; only the CPU has threads.")
+            config["INFERENCE_NUM_THREADS"] = options.threads
+        if options.precision != "auto":
+            config["INFERENCE_PRECISION_HINT"] = self._precision_hint()
+        if options.cache_dir is not None:
+            config["CACHE_DIR"] = str(options.cache_dir)
+        return config
+
+    def _precision_hint(self) -> str:
+        """OpenVINO's name of the precision; it takes one that the device does not have, and computes in another."""
+        if self._device == "AUTO":
+            raise OptionError(
+                f"precision={self._options.precision!r} was asked for on AUTO; name the device that is to have it."
+            )
+        able = set(self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES"))
+        known = {name: hint for name, (capability, hint) in _PRECISIONS.items() if capability in able}
+        if self._options.precision not in known:
+            raise OptionError(
+                f"OpenVINO cannot compute in {self._options.precision} on this {self._device}; "
+                f"it can in {', '.join(known)}."
+            )
+        return known[self._options.precision]
+
+    @property
+    def info(self) -> BackendInfo:
+        """What really runs, read back from the compiled graphs."""
+        if self._info is None:
+            self._info = self._read_info()
+        return self._info
+
+    def _read_info(self) -> BackendInfo:
+        options = self._options
+        device, precisions, quantized = self._device, [], False
+        threads: int | None = None
+        parallel = 1
+        for compiled in self._compiled:
+            device = ", ".join(str(name).strip("()") for name in compiled.get_property("EXECUTION_DEVICES"))
+            precisions.append(_precision(compiled, device))
+            threads = _read(compiled, device, "INFERENCE_NUM_THREADS") if device.startswith("CPU") else None
+            parallel = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+            quantized = quantized or _is_quantized(compiled)
+        precision = "+".join(dict.fromkeys(precisions)) or "not known before a graph is compiled"
+        named = self._device != "AUTO"
+        return BackendInfo(
+            runtime=NAME,
+            version=_version(self._ov),
+            device=device,
+            device_name=str(self._core.get_property(self._device, "FULL_DEVICE_NAME")) if named else "",
+            precision=f"int8+{precision}" if quantized else precision,
+            threads=threads,
+            hint=options.hint,
+            parallel=parallel if options.hint == "throughput" else 1,
+            cache_dir=options.cache_dir,
+        )
+
+    def compile(self, path: Path, spec: GraphSpec) -> OvGraph:
+        """Load one IR or ONNX file; see `Backend.compile`."""
+        try:
+            compiled = self._core.compile_model(str(path), self._device, self._config)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"OpenVINO {_version(self._ov)} cannot run {path} on {self._device}: {_last_line(error)}"
+            ) from error
+        inputs = [_tensor(port, spec.inputs) for port in compiled.inputs]
+        outputs = [_tensor(port, spec.outputs) for port in compiled.outputs]
+        check_tensors(path, spec, inputs, outputs)
+        self._check_given(compiled)
+        self._compiled.append(compiled)
+        self._info = None
+        return OvGraph(self._ov.Tensor, compiled, path, [tensor.name for tensor in inputs], outputs)
+
+    def _check_given(self, compiled: Any) -> None:
+        """Compare what was asked for with what was got."""
+        options = self._options
+        if options.precision != "auto":
+            got = _precision(compiled, self._device)
+            if got == _UNTOLD:
+                logger.warning("%s does not tell whether it computes in %s, as asked", self._device, options.precision)
+            elif got != options.precision:
+                raise DeviceError(
+                    f"OpenVINO computes in {got} on {self._device} where {options.precision} was asked for; "
+                    f"use 'auto' or another precision."
+                )
+        if options.threads is not None:
+            threads = compiled.get_property("INFERENCE_NUM_THREADS")
+            if threads != options.threads:
+                logger.warning("OpenVINO takes %d threads where %d were asked for", threads, options.threads)
+
+    def close(self) -> None:
+        """Forget the graphs; a compiled graph is freed with the last reference to it."""
+        self._info = self.info  # still to be told after it
+        self._compiled.clear()
+
+
+class OvGraph:
+    """One compiled graph with as many requests as there were calls at the same time."""
+
+    def __init__(
+        self, tensor: Any, compiled: Any, path: Path, inputs: Sequence[str], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self._tensor = tensor
+        self._compiled = compiled
+        self._path = path
+        self._inputs = inputs  # in the graph's order, as are the outputs
+        self._outputs = outputs
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs; see `CompiledGraph`."""
+        with self._lock:
+            request = self._idle.pop() if self._idle else None
+        try:
+            if request is None:
+                request = self._compiled.create_infer_request()
+            # The runtime reads the caller's arrays and writes into new ones: where a device can, nothing is copied.
+            results = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in self._outputs}
+            for index, array in enumerate(results.values()):
+                request.set_output_tensor(index, self._tensor(array, shared_memory=True))
+            feeds = {index: inputs[name] for index, name in enumerate(self._inputs)}
+            request.infer(feeds, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise DeviceError(f"OpenVINO failed in {self._path}: {_last_line(error)}") from error
+        with self._lock:  # a request that failed is dropped
+            self._idle.append(request)
+        return results
+
+
+def _tensor(port: Any, promised: Iterable[TensorSpec]) -> TensorSpec:
+    """What a port is; of the several names that one may have, the promised one."""
+    names = port.get_names()
+    shape = port.partial_shape
+    sides = tuple(side.get_length() if side.is_static else -1 for side in shape) if shape.rank.is_static else (-1,)
+    name = next(
+        (tensor.name for tensor in promised if tensor.name in names), min(names, default="a tensor without name")
+    )
+    return TensorSpec(name, sides, port.element_type.to_dtype().name)
+
+
+def _read(compiled: Any, device: str, key: str) -> Any:
+    """A property of a compiled graph; AUTO keeps those of the device that it chose."""
+    try:
+        return compiled.get_property(key)
+    except RuntimeError:
+        pass
+    try:
+        return compiled.get_property("DEVICE_PROPERTIES")[device].get(key)
+    except (RuntimeError, KeyError):
+        return None
+
+
+def _precision(compiled: Any, device: str) -> str:
+    """What is computed in between float tensors."""
+    hint = _read(compiled, device, "INFERENCE_PRECISION_HINT")
+    if hint is None:
+        return _UNTOLD
+    name = str(hint.get_type_name())
+    return {short: precision for precision, (_, short) in _PRECISIONS.items()}.get(name, name)
+
+
+def _is_quantized(compiled: Any) -> bool:
+    """Whether a heavy layer really runs in int8."""
+    try:
+        operations = compiled.get_runtime_model().get_ops()
+    except RuntimeError:  # a device that does not show what it made of the graph
+        return False
+    for operation in operations:
+        told = operation.get_rt_info()
+        if (
+            "runtimePrecision" in told
+            and told["layerType"].astype(str) in _HEAVY
+            and told["runtimePrecision"].astype(str) in ("i8", "u8")
+        ):
+            return True
+    return False
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong: the first lines of OpenVINO's messages are places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,169 @@
+"""Whether a bundle is whole, and gives on this device what PyTorch gave when it was written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cris_edge.backends import registry
+from cris_edge.bundle import Bundle, Golden
+from cris_edge.errors import CrisEdgeError
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not checked"
+_FLOAT32_TOLERANCE = 1e-3  # of logits, absolute: what every export is held to
+
+
+@dataclass(frozen=True)
+class Check:
+    """One runtime at one precision.
+
+    Attributes:
+        runtime: Its name.
+        asked: Precision that was asked for, "float32" or "auto".
+        outcome: "passed", "failed" or "not checked".
+        message: Why, where it did not pass.
+        precision: That really ran.
+        max_abs_diff: Largest difference of a logit from PyTorch's.
+        tolerance: That the bundle states for this runtime and precision.
+        mask_iou: Smallest overlap of the masks that both logits give at the bundle's threshold.
+    """
+
+    runtime: str
+    asked: str
+    outcome: str
+    message: str = ""
+    precision: str = ""
+    max_abs_diff: float | None = None
+    tolerance: float | None = None
+    mask_iou: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        path: The bundle.
+        name: Its model's.
+        files: Number of files whose hashes hold.
+        size: Their bytes.
+        pairs: Number of golden pairs.
+        checks: Of every runtime that the bundle holds.
+    """
+
+    path: Path
+    name: str
+    files: int
+    size: int
+    pairs: int
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was checked and nothing failed."""
+        outcomes = {check.outcome for check in self.checks}
+        return PASSED in outcomes and FAILED not in outcomes
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "path": str(self.path), "passed": self.passed}
+
+
+def verify(path: str | os.PathLike[str]) -> Report:
+    """Check hashes and shapes, and run the golden pairs through every runtime of the bundle that is installed.
+
+    Each runs with float32 forced and at its own choice of precision, on the CPU, without a cache.
+
+    Raises:
+        BundleError: The bundle is not whole, or carries no golden pairs.
+    """
+    bundle = Bundle.open(path, thorough=True)
+    golden = bundle.golden()
+    checks: list[Check] = []
+    for runtime in bundle.manifest.runtimes:
+        if registry.is_available(runtime):
+            checks += _check_runtime(bundle, golden, runtime)
+        else:
+            checks.append(
+                Check(runtime, "auto", NOT_CHECKED, f"it is not installed; {registry.how_to_install(runtime)}")
+            )
+    files = bundle.manifest.files
+    return Report(
+        path=bundle.path,
+        name=bundle.manifest.name,
+        files=len(files),
+        size=sum(file.size for file in files.values()),
+        pairs=len(golden.images),
+        checks=tuple(checks),
+    )
+
+
+def _check_runtime(bundle: Bundle, golden: Golden, runtime: str) -> list[Check]:
+    checks: list[Check] = []
+    for asked in ("float32", "auto"):
+        check = _check(bundle, golden, runtime, asked, {check.precision for check in checks})
+        if check is not None:
+            checks.append(check)
+    return checks
+
+
+def _check(bundle: Bundle, golden: Golden, runtime: str, asked: str, seen: set[str]) -> Check | None:
+    """Run the golden pairs; None where that would be what was `seen`, because the same precision results."""
+    import numpy as np
+
+    from cris_edge.image import preprocess
+    from cris_edge.segmenter import Segmenter
+
+    manifest = bundle.manifest
+    precision = ""
+    try:
+        with Segmenter(bundle, runtime=runtime, precision=asked, cache_dir=None) as segmenter:
+            precision = segmenter.info.precision
+            if precision in seen:
+                return None
+            found = []
+            for image, tokens in zip(golden.images, golden.tokens, strict=True):
+                pixels, _ = preprocess(image, manifest.input_size, mean=manifest.mean, std=manifest.std)
+                found.append(segmenter.logits(pixels, tokens[None]))
+    except CrisEdgeError as error:
+        return Check(runtime, asked, FAILED, str(error), precision)
+    logits = np.concatenate(found)
+    difference = float(np.abs(logits.astype(np.float64) - golden.logits).max())
+    overlap = min(
+        _mask_iou(ours, theirs, manifest.threshold) for ours, theirs in zip(logits, golden.logits, strict=True)
+    )
+    tolerance = _tolerance(bundle, runtime, precision)
+    if tolerance is None:
+        outcome, message = NOT_CHECKED, f"the bundle states no tolerance for {precision}, so these are figures alone"
+    elif difference <= tolerance:  # false for NaN
+        outcome, message = PASSED, ""
+    else:
+        outcome, message = FAILED, f"a logit differs by {difference:.3g} from PyTorch's, and {tolerance:.3g} is allowed"
+    return Check(runtime, asked, outcome, message, precision, difference, tolerance, overlap)
+
+
+def _tolerance(bundle: Bundle, runtime: str, precision: str) -> float | None:
+    """What the bundle allows for the logits of the whole network."""
+    for row in bundle.manifest.parity:
+        if (row.get("runtime"), row.get("graph"), row.get("precision")) == (runtime, "chain", precision):
+            value = row.get("tolerance")
+            if isinstance(value, (int, float)):
+                return float(value)
+    return _FLOAT32_TOLERANCE if precision == "float32" else None
+
+
+def _mask_iou(ours: NDArray[np.float32], theirs: NDArray[np.float32], threshold: float) -> float:
+    """IoU of two masks on the logits' grid; 1 where both are empty."""
+    import numpy as np
+
+    level = np.log(threshold / (1 - threshold)) if 0 < threshold < 1 else np.inf * (threshold - 0.5)
+    first, second = ours > level, theirs > level
+    union = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / union if union else 1.0

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from cris_edge.benchmark import Settings, Turns, benchmark, interleave
+from cris_edge.benchmark_report import CaseReport, Report, device, table
+from cris_edge.cli import main
+from cris_edge.errors import BundleError, DataError, OptionError
+from cris_edge.spread import Spread
+
+FEW = {"runs": 3, "seconds": 0.0, "starts": 1, "stream_seconds": 0.3}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures, three sentences; the model of the tests finds two of them."""
+    from tests.cris_edge.tiny_bundle import picture
+
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for number, (left, right, sentences) in enumerate(
+        [("red", "blue", ["the red one", "red thing"]), ("green", "grey", ["blue"])]
+    ):
+        image = picture(left, right)
+        truth = np.zeros(image.shape[:2], np.uint8)
+        truth[:, : image.shape[1] // 2] = 255
+        cv2.imwrite(str(folder / f"{number}.png"), image[:, :, ::-1])
+        cv2.imwrite(str(folder / f"{number}_mask.png"), truth)
+        lines.append(json.dumps({"image": f"{number}.png", "sentences": sentences, "mask": f"{number}_mask.png"}))
+    path = folder / "test.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(tiny: Path, data: Path) -> Report:
+    """Everything that is measured, of one runtime."""
+    pytest.importorskip("onnxruntime")
+    settings = Settings(models=(str(tiny), str(tiny)), runtimes=("onnxruntime",), threads=1, data=data, **FEW)
+    said: list[str] = []
+    found = benchmark(settings, said.append)
+    assert any("round" in line for line in said)
+    return found
+
+
+def test_a_combination_is_measured_once(report: Report) -> None:
+    assert not report.failures
+    (case,) = report.cases  # the bundle was given twice, and both precisions come to the same
+    assert (case.model, case.runtime, case.precision, case.device, case.threads) == (
+        "tiny",
+        "onnxruntime",
+        "float32",
+        "CPU",
+        1,
+    )
+
+
+def test_stages_add_up_to_the_whole(report: Report) -> None:
+    latency = report.cases[0].latency
+    stages = {"load", "preprocess", "image_encoder", "tokenize", "text_encoder", "mask_decoder", "postprocess"}
+    assert set(latency) == {"whole", "next", *stages}
+    assert latency["whole"].count >= 3
+    # Within what lies between the stages: the result object.
+    assert sum(latency[stage].smallest for stage in stages) <= latency["whole"].p99
+    assert latency["whole"].median > latency["image_encoder"].median
+    assert all(spread.smallest > 0 for spread in latency.values())
+
+
+def test_starts_memory_and_bytes(report: Report, tiny: Path) -> None:
+    case = report.cases[0]
+    for starts in (case.first_start, case.later_start):
+        parts = sum(starts[part].median for part in ("import", "load", "mask"))
+        assert 0 < parts < starts["total"].median  # the rest is Python's own start
+    for peak in case.memory.values():
+        assert peak is None or 20e6 < peak < 2e9
+    assert set(case.memory) == {"first_start", "later_start", "running"}
+    on_disk = sum(path.stat().st_size for path in tiny.rglob("*") if path.is_file())
+    assert case.disk["bundle"] == on_disk
+    assert case.disk["runtime"] == on_disk - (tiny / "golden.npz").stat().st_size
+
+
+def test_accuracy_counts_every_sentence(report: Report) -> None:
+    accuracy = report.cases[0].accuracy
+    assert accuracy is not None
+    assert (accuracy["images"], accuracy["sentences"]) == (2, 3)
+    assert accuracy["Pr@50"] == pytest.approx(200 / 3)  # "blue" is nowhere in the second picture
+    assert 55 < accuracy["mIoU"] < 67
+
+
+def test_throughput(report: Report) -> None:
+    case = report.cases[0]
+    assert case.throughput is not None
+    assert case.throughput.median > 1
+    assert case.parallel == 1
+
+
+def test_what_ran_is_told(report: Report) -> None:
+    told = json.loads(json.dumps(report.to_dict()))
+    assert told["machine"]["cores"] >= 1
+    assert {"processor", "instruction_sets", "python", "cris_edge", "system"} <= set(told["machine"])
+    assert told["cases"][0]["version"]
+    assert told["cases"][0]["latency"]["whole"]["confidence"] == 0.75  # three blocks say no more
+    assert told["settings"]["image"] == {"source": "drawn", "width": 640, "height": 480}
+    assert told["settings"]["runs"] == 3
+
+
+def test_files(report: Report, tmp_path: Path) -> None:
+    paths = report.write(tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == ["benchmark.json", "benchmark.csv", "benchmark.svg"]
+    assert json.loads(paths[0].read_text(encoding="utf-8"))["cases"]
+    (row,) = csv.DictReader(io.StringIO(paths[1].read_text(encoding="utf-8")))
+    assert float(row["whole_p50_ms"]) == pytest.approx(1e3 * report.cases[0].latency["whole"].median)
+    assert row["runtime"] == "onnxruntime"
+    assert float(row["Pr@50"]) == pytest.approx(200 / 3)
+    assert "tiny onnxruntime float32" in paths[2].read_text(encoding="utf-8")
+
+
+def test_tables(report: Report) -> None:
+    text = report.to_text()
+    for part in (device()["processor"], "tiny onnxruntime float32", "next sentence", "mask_decoder", "mIoU"):
+        assert part in text
+    markdown = report.to_text(markdown=True)
+    assert markdown.count("|-") >= 0
+    assert "| tiny onnxruntime float32 |" in markdown
+
+
+def test_a_processor_in_use_is_told() -> None:
+    busy = Report(machine={}, load_before=3.0)
+    assert "Other programs were using the processor (load 3.0" in busy.remarks()[0]
+    assert not Report(machine={}, load_before=0.1).remarks()
+
+
+def test_without_accuracy_there_is_no_picture() -> None:
+    assert Report(machine={}).to_svg() is None
+
+
+def test_table() -> None:
+    assert table(["a", "b"], [["long", "1"], ["x", "10"]]) == "a      b\nlong   1\nx     10"
+    assert table(["a", "b"], [["x", "10"]], markdown=True) == "| a |  b |\n| - | -: |\n| x | 10 |"
+
+
+class Fake:
+    """A worker that takes as long as it says."""
+
+    def __init__(self, label: str, seconds: list[float], log: list[str]) -> None:
+        self.label, self.seconds, self.log, self.asked = label, seconds, log, 0
+
+    def ask(self, question: str, *, count: int) -> list[dict[str, float]]:
+        assert question == "turns"
+        self.log.append(self.label)
+        self.asked += 1
+        value = self.seconds[self.asked % len(self.seconds)]
+        return [{"whole": value, "next": value / 2}] * count
+
+
+def test_cases_are_interleaved() -> None:
+    log: list[str] = []
+    fakes: list[Any] = [Fake(label, [1.0], log) for label in "abc"]
+    gathered = interleave(fakes, runs=500, seconds=0)
+    rounds = [log[start : start + 3] for start in range(6, len(log), 3)]  # after the warm-up
+    assert len(rounds) == 10 == len(gathered[0].blocks)
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 1  # none always follows the same one
+    assert [len(turns) for turns in gathered] == [500, 500, 500]
+
+
+def test_noise_is_measured_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cris_edge.benchmark.monotonic", iter(np.arange(0, 1e6, 0.1)).__next__)
+    calm: Any = Fake("calm", [1.0], [])
+    noisy: Any = Fake("noisy", [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0], [])
+    (calm_turns,) = interleave([calm], runs=50, seconds=10)
+    (noisy_turns,) = interleave([noisy], runs=50, seconds=10)
+    assert len(calm_turns) < len(noisy_turns)
+    assert Spread.of(noisy_turns.of("whole")).uncertainty > 0.02
+
+
+def test_turns_by_stage() -> None:
+    turns = Turns()
+    turns.blocks = [[{"whole": 2.0, "next": 1.0}], [{"whole": 4.0, "next": 3.0}]]
+    assert turns.of("next") == [[1.0], [3.0]]
+    assert turns.spreads()["whole"].median == 3.0
+    assert len(turns) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"runs": 0}, {"starts": -1}, {"seconds": -1.0}])
+def test_numbers_that_make_no_sense(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="expected at least one run"):
+        benchmark(Settings(**wrong))
+
+
+def test_nothing_is_measured_before_the_inputs_are_read(tmp_path: Path, tiny: Path) -> None:
+    with pytest.raises(BundleError, match="no model folder"):
+        benchmark(Settings(models=(str(tmp_path / "absent"),)))
+    with pytest.raises(DataError, match="there is no data file"):
+        benchmark(Settings(models=(str(tiny),), data=tmp_path / "absent.jsonl"))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["benchmark", *map(str, arguments)])
+
+
+def test_command_tells_of_what_cannot_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = run("--model", tiny, "--runtime", "openvino", "--device", "TPU", "--precision", "auto", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert document["cases"] == []
+    assert "OpenVINO has no device 'TPU' here" in document["failures"][0]["error"]
+    assert result.stderr.startswith("error: tiny on openvino TPU auto: ")
+
+
+def test_a_runtime_that_is_not_installed_is_left_out(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = benchmark(Settings(models=(str(tiny),)))
+    assert not report.cases
+    assert not report.failures
+    assert "openvino is not installed; install it with pip install" in " ".join(report.notes)
+
+
+def test_command_prints_one_document(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    few = ["--runs", 1, "--seconds", 0, "--starts", 0, "--runtime", "onnxruntime", "--precision", "auto"]
+    result = run("--model", tiny, *few, "--output", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["cases"][0]["latency"]["whole"]["median"] > 0
+    assert result.stderr == ""
+    assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == json.loads(result.stdout)
+
+
+def test_report_of_a_bundle_counts_weights_beside_a_graph(tiny: Path) -> None:
+    from cris_edge.bundle import Bundle
+
+    info = {"version": "1", "device": "NPU", "device_name": "", "precision": "float16", "threads": None}
+    case = CaseReport.of(Bundle.open(tiny), "openvino", info, "auto")
+    assert case.label == "tiny openvino NPU float16"
+    assert case.row()["whole_p50_ms"] is None

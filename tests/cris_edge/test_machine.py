@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cris_edge import machine
+
+
+def test_cores_are_counted() -> None:
+    assert 1 <= machine.physical_cores() <= machine.usable_cores()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores can be taken away only where there is affinity")
+def test_only_cores_that_may_be_used_count() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert machine.usable_cores() == machine.physical_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_the_processor_is_described() -> None:
+    assert machine.processor_name()
+    assert machine.platform_name().strip()
+    sets = machine.instruction_sets()
+    if sys.platform == "linux":
+        assert sets
+    assert len(sets) == len(set(sets))
+    memory = machine.memory_bytes()
+    assert memory is None or memory > 1 << 27
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "expected"),
+    [
+        ("linux", {"XDG_CACHE_HOME": "/somewhere"}, "/somewhere/cris-edge"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/cris-edge"),
+        ("linux", {}, "/home/me/.cache/cris-edge"),
+        ("darwin", {"XDG_CACHE_HOME": "/somewhere"}, "/home/me/Library/Caches/cris-edge"),
+        ("win32", {"LOCALAPPDATA": "/home/me/Local"}, "/home/me/Local/cris-edge/cache"),
+        ("win32", {}, "/home/me/AppData/Local/cris-edge/cache"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="compares POSIX paths")
+def test_caches_lie_where_the_platform_has_them(
+    platform: str, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert machine.cache_folder() == Path(expected)
