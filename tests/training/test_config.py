@@ -53,7 +53,9 @@ def test_every_field_is_documented_and_has_an_option_of_its_own() -> None:
 
 
 def test_options_override_fields_of_every_group() -> None:
-    arguments = "--recipe r50 --output x --word-len 22 --train a.jsonl --learning-rate 3e-5 --milestones 10,20 --steps 7"
+    arguments = (
+        "--recipe r50 --output x --word-len 22 --train a.jsonl --learning-rate 3e-5 --milestones 10,20 --steps 7"
+    )
     arguments += " --compile yes --sizes 128,160 --val none --init w.pth --vision-layers 1,1,2,1"
     run, options = configure(arguments.split())
     assert (run.architecture.word_len, run.architecture.vision_layers) == (22, (1, 1, 2, 1))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from cris_edge.errors import CheckpointError, DataError, OptionError
-from training.checkpoint import load_model, save_model
+from training.checkpoint import load_model, save_model, to_public
 from training.data.loader import Batch, Order
 from training.distributed import Processes, join
 from training.engine import DivergedError, Trainer
@@ -67,6 +69,7 @@ def test_recomputed_activations_give_the_same_losses(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch about itself
 def test_a_compiled_network_gives_the_same_losses(
     tiny_run: Callable[..., Any], losses: Callable[[Path], dict[int, float]], tmp_path: Path
 ) -> None:
@@ -113,7 +116,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_move(
     parameter = next(iter(trainer.model.proj.parameters()))
     parameter.register_hook(lambda gradient: gradient * torch.inf)
     before = [value.detach().clone() for value in trainer.model.parameters()]
-    with pytest.raises(DivergedError, match="gradient's norm is .* no checkpoint was written yet"):
+    with pytest.raises(DivergedError, match=r"gradient's norm is .* no checkpoint was written yet"):
         trainer.fit()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
@@ -166,8 +169,6 @@ def test_starting_weights_are_taken_or_refused(tiny_run: Callable[..., Any], tmp
 
 def test_clips_weights_fill_the_backbone(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     clip = CRIS(tiny_run().architecture).backbone.state_dict()
-    from training.checkpoint import to_public
-
     public = to_public({name: value for name, value in clip.items() if "connect" not in name})
     torch.save(public, tmp_path / "clip.pt")
     trainer = Trainer(tiny_run(clip=str(tmp_path / "clip.pt")), tmp_path / "run", join("cpu"))
@@ -175,6 +176,52 @@ def test_clips_weights_fill_the_backbone(tiny_run: Callable[..., Any], tmp_path:
     with pytest.raises(CheckpointError, match="--vision-width"):
         other = tiny_run(clip=str(tmp_path / "clip.pt"), vision_width=16)
         Trainer(other, tmp_path / "other", join("cpu"))
+
+
+def test_any_checkpoint_is_continued_on_other_data_by_one_command(
+    tiny_run: Callable[..., Any], discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training.train import main
+
+    first = run(tiny_run(steps=1), tmp_path / "first")
+    public = {f"module.{key}": value for key, value in to_public(first.model.state_dict()).items()}
+    torch.save({"state_dict": public}, tmp_path / "public.pth")
+    for name, source in (("own", tmp_path / "first" / "last.pt"), ("public", tmp_path / "public.pth")):
+        command = [
+            "--recipe",
+            "finetune",
+            "--init",
+            str(source),
+            "--train",
+            str(discs),
+            "--output",
+            str(tmp_path / name),
+        ]
+        options = ["--steps", "2", "--workers", "0", "--input-size", "96", "--device", "cpu", "--batch-size", "2"]
+        assert main([*command, *options]) == 0
+        continued = load_model(tmp_path / name / "last.pt")
+        assert continued.architecture.input_size == 96
+        assert continued.architecture.vision_layers == first.model.architecture.vision_layers
+    assert main(["--recipe", "finetune", "--train", str(discs), "--output", str(tmp_path / "x")]) == 1
+    assert "--init is missing" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint_before(
+    tiny_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny_run(checkpoint_every=2), tmp_path, join("cpu"))
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if trainer.state.step > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*stays"):
+        trainer.fit()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "last.pt", "metrics.jsonl"]
+    assert Trainer(tiny_run(), tmp_path, join("cpu"), resume="auto").state.step == 2
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -50,7 +50,9 @@ def test_a_run_that_was_killed_continues_with_the_same_losses(
     command = ["--recipe", config, "--output", str(broken), "--device", "cpu", "--resume", "auto"]
     process = subprocess.Popen([sys.executable, "-m", "training.train", *command], stderr=subprocess.DEVNULL)
     metrics, deadline = broken / "metrics.jsonl", time.monotonic() + 120
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:  # after the first checkpoint, before the last
+    while (
+        not metrics.exists() or len(metrics.read_text().splitlines()) < 4
+    ):  # after the first checkpoint, before the last
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -1,0 +1,90 @@
+"""From a run's configuration to what trains: the network with its first weights, its optimizer, its wrapping."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cris_edge.errors import CheckpointError, OptionError
+from training.checkpoint import clip_architecture, load_clip, load_public, public_state, read_checkpoint, read_clip
+from training.config import RunConfig
+from training.distributed import Processes
+from training.model import CRIS
+from training.network import Network
+from training.schedule import decayed_groups
+from training.shared_norm import share_batch_norm
+
+_FROM_CLIP = ("vision_layers", "vision_width", "embed_dim", "vocab_size", "text_width", "text_layers")
+
+
+def check_device(config: RunConfig, processes: Processes) -> None:
+    """Refuse what these processes cannot do, before anything is loaded.
+
+    Raises:
+        OptionError: the batch cannot be divided among them, or their device has no such arithmetic.
+    """
+    loop = config.loop
+    if loop.batch_size % (loop.accumulation * processes.world):
+        raise OptionError(
+            f"--batch-size {loop.batch_size} cannot be divided among {processes.world} processes with --accumulation "
+            f"{loop.accumulation}; change one of them."
+        )
+    if loop.precision == "float16" and processes.device.type != "cuda":
+        raise OptionError("--precision float16 needs a GPU; on a CPU use bfloat16 or float32.")
+
+
+def build_model(config: RunConfig, processes: Processes) -> CRIS:
+    """Return the network on its device, with CLIP's weights, a checkpoint's, or random ones.
+
+    Raises:
+        CheckpointError: the weights do not fit the architecture.
+    """
+    start = config.start
+    model = CRIS(config.architecture)
+    if start.clip:
+        clip = read_clip(start.clip)
+        theirs = clip_architecture(clip, start.clip)
+        for name in _FROM_CLIP:
+            wanted, found = getattr(config.architecture, name), getattr(theirs, name)
+            if wanted != found:
+                raise CheckpointError(
+                    f"{start.clip} has {name} {found}, but recipe {config.name} has {wanted}; give the recipe or the "
+                    f"option --{name.replace('_', '-')} that fits."
+                )
+        load_clip(model, clip, start.clip)
+    if start.init:
+        load_public(model, public_state(read_checkpoint(start.init), start.init), start.init)
+    # Kept for round trips of checkpoints only; were a gradient expected, data-parallel training would wait for it.
+    model.backbone.logit_scale.requires_grad_(False)
+    model = model.to(processes.device)
+    if config.loop.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if processes.world > 1 and not config.loop.freeze_batch_norm:
+        if processes.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        else:
+            share_batch_norm(model)
+    return model
+
+
+def build_optimizer(config: RunConfig, model: CRIS, adapter: nn.Module | None) -> torch.optim.Optimizer:
+    """Return Adam or AdamW over the network's groups, and over what distillation adds."""
+    settings = config.optimizer
+    groups = model.parameter_groups(settings.learning_rate, settings.backbone_scale)
+    if adapter is not None:
+        groups.append({"params": list(adapter.parameters()), "lr": settings.learning_rate})
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    betas = (0.9, settings.beta2)
+    return kind(decayed_groups(groups, settings.weight_decay), lr=settings.learning_rate, betas=betas, fused=True)
+
+
+def wrap(config: RunConfig, model: CRIS, adapter: nn.Module | None, processes: Processes) -> nn.Module:
+    """Return what the loop calls: the network, compiled if asked for, exchanging gradients where there are several."""
+    network: nn.Module = Network(model, config.loop.gradient_checkpointing, adapter)
+    if config.loop.compile:
+        network.compile()
+    if processes.world > 1:
+        ids = [processes.device.index] if processes.device.type == "cuda" else None
+        network = DistributedDataParallel(network, device_ids=ids)
+    return network

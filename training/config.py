@@ -1,0 +1,283 @@
+"""What a run consists of: every field with its default, its reason and its check in one place.
+
+A :class:`RunConfig` is the architecture plus four groups. All field names are unique across the groups, so that each
+is one option of ``python -m training.train`` (``--learning-rate 3e-4``); :func:`override` and
+:meth:`RunConfig.from_dict` reject names they do not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cris_edge.errors import OptionError
+from training.model import Architecture
+
+Check = tuple[Callable[[Any], bool], str]
+
+positive: Check = (lambda value: value > 0, "above 0")
+not_negative: Check = (lambda value: value >= 0, "0 or more")
+share: Check = (lambda value: 0 <= value <= 1, "between 0 and 1")
+below_one: Check = (lambda value: 0 <= value < 1, "0 or more and below 1")
+
+
+def one_of(*choices: str) -> Check:
+    """Return the check that a value is one of ``choices``."""
+    return (lambda value: value in choices, "one of " + ", ".join(choices))
+
+
+def setting(default: Any, doc: str, check: Check | None = None) -> Any:
+    """Return a dataclass field that carries its documentation and its check."""
+    return field(default=default, metadata={"doc": doc, "check": check})
+
+
+class _Checked:
+    """Checks every field that has a check when the dataclass is made."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            check = item.metadata.get("check")
+            if check is not None and value is not None and not check[0](value):
+                raise OptionError(f"{option(item.name)} is {value!r}, but it must be {check[1]}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Checked):
+    """Where samples come from and what is done to them before the network sees them."""
+
+    train: str | None = setting(
+        None, "training data: a JSON Lines file, or scenes[:SPLIT[:LENGTH[:SEED]]] for drawn ones"
+    )
+    val: str | None = setting(None, "validation data, same forms; none: the run is not validated")
+    sentences_per_image: int = setting(
+        1, "sentences per image and step; above 1 the image is encoded once for all of them", positive
+    )
+    flip: float = setting(
+        0.0, "share of samples mirrored, left and right swapped in the words; unsafe sentences never are", share
+    )
+    jitter: float = setting(
+        0.0, "largest change of brightness and contrast, as a share; hue is left alone, words name colours", below_one
+    )
+    workers: int = setting(2, "loader processes; 0 loads in the training process", not_negative)
+    prefetch: int = setting(4, "batches each worker prepares ahead", positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(_Checked):
+    """How weights move."""
+
+    optimizer: str = setting("adam", "adam (the paper) or adamw (decoupled weight decay)", one_of("adam", "adamw"))
+    learning_rate: float = setting(1e-4, "of everything but the backbone", positive)
+    backbone_scale: float = setting(
+        0.1, "learning rate of the CLIP encoders relative to the rest; 1 when they start from nothing", positive
+    )
+    weight_decay: float = setting(0.0, "on matrices and kernels, not on biases and norms", not_negative)
+    beta2: float = setting(0.999, "decay of the second moment", below_one)
+    schedule: str = setting("multistep", "multistep (the paper) or cosine", one_of("multistep", "cosine"))
+    milestones: tuple[float, ...] = setting(
+        (35.0,), "multistep: epochs at which the learning rate is multiplied by decay"
+    )
+    decay: float = setting(0.1, "multistep: factor at each milestone", positive)
+    final_scale: float = setting(0.01, "cosine: learning rate at the last step relative to the first", share)
+    warmup_steps: int = setting(0, "steps of linear warm-up", not_negative)
+    clip_norm: float = setting(0.0, "largest gradient norm; 0: no clipping", not_negative)
+    ema_decay: float = setting(
+        0.0, "decay of the averaged weights, which are then validated and shipped; 0: none", below_one
+    )
+    foreground_weight: float = setting(
+        1.0, "weight of the object's pixels in the loss; 1 is the paper's loss", positive
+    )
+    dice_weight: float = setting(
+        0.0, "weight of a soft Dice term added to the loss; 0 is the paper's loss", not_negative
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(_Checked):
+    """How long, how many at once, in which arithmetic, and what is written when."""
+
+    epochs: float = setting(50.0, "passes over the training data", positive)
+    steps: int | None = setting(None, "optimizer steps; overrides epochs", positive)
+    batch_size: int = setting(64, "images of one optimizer step, over all processes and accumulation", positive)
+    accumulation: int = setting(1, "micro-batches per optimizer step: divides the memory, not the batch", positive)
+    sizes: tuple[int, ...] = setting(
+        (), "progressive input sizes, in pixels; empty: the architecture's size throughout"
+    )
+    size_shares: tuple[float, ...] = setting((), "share of the steps at each of sizes; empty: equal shares")
+    precision: str = setting(
+        "float32", "autocast to bfloat16 or float16 (CUDA only), or float32", one_of("float32", "bfloat16", "float16")
+    )
+    channels_last: bool = setting(False, "channels-last memory: faster convolutions on most devices")
+    compile: bool = setting(False, "torch.compile the network")
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, about a third more time"
+    )
+    freeze_batch_norm: bool = setting(False, "keep batch norm in eval mode: small batches, fine-tuning")
+    seed: int = setting(0, "of weights, order, augmentation and dropout", not_negative)
+    threads: int = setting(0, "CPU threads of the training process; 0: PyTorch's choice", not_negative)
+    log_every: int = setting(20, "steps between lines of metrics.jsonl", positive)
+    checkpoint_every: int = setting(500, "steps between checkpoints", positive)
+    validate_every: int = setting(2000, "steps between validations", positive)
+    threshold: float = setting(0.35, "probability above which a pixel belongs to the object, in validation", share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig(_Checked):
+    """What the run starts from."""
+
+    clip: str | None = setting(
+        None, "CLIP's weights for the backbone: OpenAI's RN50.pt, RN101.pt, ... or their state dict"
+    )
+    init: str | None = setting(None, "CRIS checkpoint to start from, public or our own (fine-tuning)")
+    teacher: str | None = setting(None, "checkpoint of a larger CRIS to distil from")
+    teacher_logits: float = setting(
+        1.0, "distillation: weight of the cross-entropy with the teacher's probabilities", not_negative
+    )
+    teacher_features: float = setting(1.0, "distillation: weight of the distance of decoded features", not_negative)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: its name, the network, and the groups above."""
+
+    name: str = "custom"
+    architecture: Architecture = field(default_factory=Architecture)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+
+    def __post_init__(self) -> None:
+        loop = self.loop
+        if loop.batch_size % loop.accumulation:
+            raise OptionError(
+                f"--batch-size {loop.batch_size} is not divisible by --accumulation {loop.accumulation}; change one."
+            )
+        if loop.size_shares and len(loop.size_shares) != len(loop.sizes):
+            count = len(loop.size_shares)
+            raise OptionError(f"--size-shares has {count} values for {len(loop.sizes)} --sizes; give one each or none.")
+        for size in loop.sizes:
+            if size <= 0 or size % 32:
+                raise OptionError(f"--sizes has {size}, but an input side must be a positive multiple of 32.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, which :meth:`from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Build a run from :meth:`to_dict`'s containers.
+
+        Raises:
+            OptionError: a name is unknown, or a value is not what the field takes.
+        """
+        _known(values, [item.name for item in dataclasses.fields(cls)], "run")
+        parts: dict[str, Any] = {"name": str(values.get("name", "custom"))}
+        for group, kind in GROUPS.items():
+            given = dict(values.get(group, {}))
+            hints = typing.get_type_hints(kind)
+            _known(given, hints, group)
+            parts[group] = kind(**{name: _coerce(name, value, hints[name]) for name, value in given.items()})
+        return cls(**parts)
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """Read a ``config.json`` that a run wrote, or one written by hand."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"{path} is not a readable JSON run configuration ({error}); give a recipe's name or such a file."
+            ) from error
+        if not isinstance(values, dict):
+            raise OptionError(
+                f"{path} holds a JSON {type(values).__name__}, but a run configuration is an object of groups."
+            )
+        return cls.from_dict(values)
+
+
+GROUPS: dict[str, type] = {
+    "architecture": Architecture,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "loop": LoopConfig,
+    "start": StartConfig,
+}
+
+
+def option(name: str) -> str:
+    """Return the command-line option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Return ``config`` with fields of any group replaced by their bare names; values are typed, or text.
+
+    Raises:
+        OptionError: a name is in no group, or a value is not what the field takes.
+    """
+    owners = {name: group for group, kind in GROUPS.items() for name in typing.get_type_hints(kind)}
+    owners = {
+        name: group for name, group in owners.items() if name in {f.name for f in dataclasses.fields(GROUPS[group])}
+    }
+    _known(changes, owners, "run")
+    by_group: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        hints = typing.get_type_hints(GROUPS[owners[name]])
+        by_group.setdefault(owners[name], {})[name] = _coerce(name, value, hints[name])
+    groups = {group: dataclasses.replace(getattr(config, group), **values) for group, values in by_group.items()}
+    return dataclasses.replace(config, **groups)
+
+
+def _known(given: Mapping[str, Any], names: typing.Iterable[str], where: str) -> None:
+    names = list(names)
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(names))}."
+            raise OptionError(f"{name!r} is not a field of the {where} configuration; {hint}")
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """Turn text or JSON values into the field's type; the error names the option."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
+            return None
+        return _coerce(name, value, next(kind for kind in arguments if kind is not type(None)))
+    try:
+        if origin is tuple:
+            parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+            return tuple(_coerce(name, part, arguments[0]) for part in parts)
+        if hint is bool:
+            if isinstance(value, bool):
+                return value
+            words = {
+                "true": True,
+                "yes": True,
+                "1": True,
+                "on": True,
+                "false": False,
+                "no": False,
+                "0": False,
+                "off": False,
+            }
+            return words[str(value).lower()]
+        if hint is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        if hint in (int, float, str):
+            return hint(value)
+    except (KeyError, TypeError, ValueError):
+        expected = (
+            getattr(hint, "__name__", str(hint)) if origin is None else "comma-separated " + arguments[0].__name__ + "s"
+        )
+        raise OptionError(f"{option(name)} is {value!r}, but it takes {expected}.") from None
+    return value

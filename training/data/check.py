@@ -1,0 +1,129 @@
+"""What is missing or broken in labelled data, line by line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from cris_edge.errors import DataError
+from cris_edge.imageheader import read_header
+from cris_edge.samples import Sample
+
+Size = tuple[int, int]
+
+
+@dataclass
+class Findings:
+    """What a check found.
+
+    Attributes:
+        samples: lines looked at.
+        problems: kind of problem -> how many.
+        first: kind of problem -> where it was seen first.
+    """
+
+    samples: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def report(self) -> str:
+        """Return lines of text."""
+        lines = [f"{self.samples} samples, {sum(self.problems.values())} problems"]
+        lines += [f"{count:>8}  {kind}, first {self.first[kind]}" for kind, count in self.problems.most_common()]
+        return "\n".join(lines)
+
+
+def check_file(path: Path, findings: Findings) -> None:
+    """Look at every line of a JSON Lines file and add what is wrong to ``findings``.
+
+    Raises:
+        DataError: the file itself cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the data file {path} cannot be read ({error})") from error
+    sizes: dict[Path, Size | str] = {}
+    for number, line in enumerate(tqdm(lines, desc=path.name, disable=None, unit="sample"), start=1):
+        if not line.strip():
+            continue
+        findings.samples += 1
+        for kind in _problems(line, path.parent, sizes):
+            findings.problems[kind] += 1
+            findings.first.setdefault(kind, f"{path.name}, line {number}")
+    if not findings.samples:
+        findings.problems["file without samples"] += 1
+        findings.first.setdefault("file without samples", path.name)
+
+
+def _problems(line: str, folder: Path, sizes: dict[Path, Size | str]) -> Iterator[str]:
+    try:
+        entry = json.loads(line)
+        image, sentences, mask = entry["image"], entry["sentences"], entry["mask"]
+        if not isinstance(image, str) or not isinstance(sentences, list) or not isinstance(mask, (str, dict, list)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        yield "line is not an object with image, sentences and mask"
+        return
+    if not sentences:
+        yield "no sentence"
+    for sentence in sentences:
+        if not isinstance(sentence, str) or not sentence.strip():
+            yield "sentence empty"
+    path = folder / image
+    if path not in sizes:
+        sizes[path] = _image(path)
+    size = sizes[path]
+    if isinstance(size, str):
+        yield size
+    else:
+        yield from _mask(
+            Sample(path, tuple(map(str, sentences)), folder / mask if isinstance(mask, str) else mask), size
+        )
+
+
+def _image(path: Path) -> Size | str:
+    """Return the image's height and width, or what is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return "image absent"
+    header = read_header(data)
+    if header is None:
+        return "image of an unknown format"
+    return "image cut short" if header.truncated else header.upright
+
+
+def _mask(sample: Sample, size: Size) -> Iterator[str]:
+    mask = sample.mask
+    if isinstance(mask, Path) and not mask.is_file():
+        yield "mask absent"
+        return
+    found = _mask_size(mask)
+    if found is not None and found != size:
+        yield "mask of another size than its image"
+        return
+    try:
+        if not sample.truth(size).any():
+            yield "mask empty"
+    except DataError:
+        yield "mask cannot be decoded"
+
+
+def _mask_size(mask: Any) -> Size | None:
+    """Return height and width of a mask that has its own."""
+    if isinstance(mask, Mapping):
+        size = mask.get("size")
+        return (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None
+    if isinstance(mask, Path):
+        pixels = cv2.imdecode(np.frombuffer(mask.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        return None if pixels is None else (pixels.shape[0], pixels.shape[1])
+    return None

@@ -1,0 +1,174 @@
+"""Batches as a function of the step: what makes a killed run continue exactly.
+
+Which examples a step sees, and every random choice made about them, follow from (seed, epoch, index). Loader workers
+therefore hold no state, and a checkpoint need carry no sampler beyond the number of its step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cris_edge.errors import CrisEdgeError, DataError
+from training.data.samples import Source
+from training.data.transforms import Transform
+
+Key = tuple[int, int, int]
+"""Epoch, index and input size."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch.
+
+    Attributes:
+        image: (B, 3, S, S) float32.
+        tokens: (B*k, L) int64; sentence j belongs to image j // k.
+        mask: (B*k, 1, S/4, S/4) float32 in [0, 1].
+        ids: names of the B examples.
+        seconds: what making it took in its worker.
+    """
+
+    image: Tensor
+    tokens: Tensor
+    mask: Tensor
+    ids: list[str]
+    seconds: float
+
+    def pin_memory(self) -> Batch:
+        """Return a copy in page-locked memory (called by the loader)."""
+        return Batch(self.image.pin_memory(), self.tokens.pin_memory(), self.mask.pin_memory(), self.ids, self.seconds)
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
+        """Return the batch on ``device``."""
+        image = self.image.to(device, non_blocking=True).contiguous(memory_format=memory_format)
+        return Batch(
+            image,
+            self.tokens.to(device, non_blocking=True),
+            self.mask.to(device, non_blocking=True),
+            self.ids,
+            self.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which examples each step sees: a new permutation every epoch, read on without a seam into the next.
+
+    Attributes:
+        length: examples in the source.
+        batch_size: examples per step over all processes.
+        accumulation: micro-batches per step.
+        rank: this process, of ``world``.
+        size_at: input size of a step.
+    """
+
+    length: int
+    batch_size: int
+    steps: int
+    seed: int
+    size_at: Callable[[int], int]
+    accumulation: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def micro_batches(self, start: int) -> Iterator[list[Key]]:
+        """Yield this process's micro-batches from step ``start`` on, ``accumulation`` for each step."""
+        micro = self.batch_size // (self.accumulation * self.world)
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(start, self.steps):
+            keys: list[Key] = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                keys.append((epoch, int(order[position % self.length]), self.size_at(step)))
+            for part in range(self.accumulation):
+                first = (part * self.world + self.rank) * micro
+                yield keys[first : first + micro]
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """Examples of a source, transformed; an error names the example."""
+
+    def __init__(self, source: Source, transform: Transform, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index, size = key
+        began = time.perf_counter()
+        try:
+            example = self.source.load(index, size)
+            made = self.transform(example, size, np.random.default_rng([self.seed, epoch, index]))
+        except CrisEdgeError as error:
+            # Carried to the training process as a value: the loader would wrap it in a traceback that hides the
+            # sentence.
+            return {"error": f"sample {self.source.id(index)}: {error}"}
+        return {**made, "id": example.id, "seconds": time.perf_counter() - began}
+
+
+def collate(items: list[dict[str, Any]]) -> Batch | str:
+    """Stack examples into a batch, or return the first error's sentence."""
+    for item in items:
+        if "error" in item:
+            return str(item["error"])
+    return Batch(
+        image=torch.from_numpy(np.stack([item["image"] for item in items])),
+        tokens=torch.from_numpy(np.concatenate([item["tokens"] for item in items])),
+        mask=torch.from_numpy(np.concatenate([item["mask"] for item in items])),
+        ids=[item["id"] for item in items],
+        seconds=sum(item["seconds"] for item in items),
+    )
+
+
+def batches(
+    examples: Examples, order: Order, start: int, *, workers: int, prefetch: int, pin_memory: bool = False
+) -> Generator[Batch, None, None]:
+    """Yield micro-batches from step ``start`` on.
+
+    Raises:
+        DataError: an example cannot be used; the sentence names it.
+    """
+    loader = DataLoader(
+        examples,
+        batch_sampler=_Keys(order, start),
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker,
+        # Its own generator: the loader draws a seed when it starts, which must not move the training's random numbers.
+        generator=torch.Generator().manual_seed(0),
+    )
+    for batch in loader:
+        if isinstance(batch, str):
+            raise DataError(batch)
+        yield batch
+
+
+class _Keys:
+    """An iterable that can be iterated more than once, as the loader expects of a batch sampler."""
+
+    def __init__(self, order: Order, start: int) -> None:
+        self.order, self.start = order, start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self.order.micro_batches(self.start)
+
+    def __len__(self) -> int:
+        return (self.order.steps - self.start) * self.order.accumulation
+
+
+def _quiet_worker(_: int) -> None:
+    # One core each: OpenCV would otherwise start a thread per core in every worker and slow the trainer down.
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,115 @@
+"""From an example to what the network is trained on, with augmentations that keep the sentence true."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from cris_edge.image import Letterbox, preprocess
+from cris_edge.tokenizer import PromptWarning, Tokenizer
+from training.data.samples import Example
+
+STRIDE = 4
+"""Input pixels per pixel of the logits."""
+
+_SWAP = {
+    "left": "right", "leftmost": "rightmost", "lefthand": "righthand", "leftside": "rightside", "leftward": "rightward",
+    "leftwards": "rightwards", "lefty": "righty", "lft": "rt", "l": "r",
+}  # fmt: skip
+_SWAP |= {right: left for left, right in _SWAP.items()}
+_WORD = re.compile(r"[a-z0-9']+")
+# Mirrored, these would be false, or the swap would change another meaning of the word: "right behind", "leftover",
+# clock directions, written words and numbers, and orders counted from a side that is not named.
+_UNSAFE = re.compile(
+    r"\bright\s+(?:next|behind|beside|under|below|above|in|on|at|by|near|after|before|there|here|now|up|down|angle|side\s+up)\b"
+    r"|\b(?:all|just)\s+right\b|\bleft[\s-]?overs?\b|\bleft\s+(?:alone|behind|out|in|over)\b|\b(?:is|are|was|were)\s+left\b"
+    r"|clock|\bwest|\beast|\d|\bletters?\b|\bnumbers?\b|\bwords?\b|\bsays?\b|\bsaying\b|\breads?\b|\bwritten\b|\btext\b|\blogo\b"
+)
+_ORDER = re.compile(r"\b(?:first|second|third|fourth|fifth|sixth|1st|2nd|3rd|next)\b")
+
+
+def mirrored(sentence: str) -> str | None:
+    """Return the sentence that is true of the mirrored image, or None where that cannot be told.
+
+    Left and right are swapped, whatever else they are part of ("leftmost", "right-hand"). None is for sentences in
+    which "right" or "left" may mean something else, which mention text, numbers, clock or compass directions, or
+    which count ("second chair") without saying from where.
+    """
+    lower = sentence.lower()
+    words = set(_WORD.findall(lower))
+    if _UNSAFE.search(lower) or (_ORDER.search(lower) and not words & _SWAP.keys()):
+        return None
+    return _WORD.sub(lambda match: _SWAP.get(match.group(), match.group()), lower)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Draws sentences of an example and turns it into arrays. All randomness comes from the generator it is given.
+
+    Attributes:
+        word_len: tokens per sentence.
+        sentences: sentences per image; an example with fewer repeats some.
+        flip: share of examples mirrored.
+        jitter: largest change of brightness and contrast.
+    """
+
+    word_len: int
+    sentences: int = 1
+    flip: float = 0.0
+    jitter: float = 0.0
+
+    def __call__(self, example: Example, size: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return ``image`` (3, S, S) float32, ``tokens`` (k, L) int64, ``mask`` (k, 1, S/4, S/4) float32 in [0, 1]."""
+        count = len(example.sentences)
+        order = rng.permutation(count)
+        chosen = [int(order[i % count]) for i in range(self.sentences)]
+        sentences = [example.sentences[i] for i in chosen]
+        image, mirror = example.image, False
+        if self.flip and rng.random() < self.flip:
+            swapped = [mirrored(sentence) for sentence in sentences]
+            if all(sentence is not None for sentence in swapped):
+                sentences, mirror = [str(sentence) for sentence in swapped], True
+                image = np.ascontiguousarray(image[:, ::-1])
+        if self.jitter:
+            gain, shift = 1 + rng.uniform(-self.jitter, self.jitter), 128 * rng.uniform(-self.jitter, self.jitter)
+            levels = np.clip(np.arange(256) * gain + shift, 0, 255).astype(np.uint8)
+            image = np.asarray(cv2.LUT(image, levels), dtype=np.uint8)
+        pixels, letterbox = preprocess(image, size)
+        masks = []
+        for i in chosen:
+            truth = example.truth(i)
+            masks.append(letterbox_mask(truth[:, ::-1] if mirror else truth, letterbox))
+        return {"image": pixels[0], "tokens": _tokens(sentences, self.word_len), "mask": np.stack(masks)[:, None]}
+
+
+def letterbox_mask(truth: npt.NDArray[np.bool_], letterbox: Letterbox) -> npt.NDArray[np.float32]:
+    """Return the training target, (S/4, S/4) float32 in [0, 1].
+
+    It is the truth, letterboxed linearly as the reference does, at every fourth pixel, where resizing to the logits'
+    size by nearest neighbour would look: the pixels between are not computed.
+    """
+    sparse = np.array(letterbox.inverse, dtype=np.float64)
+    sparse[:, :2] *= STRIDE
+    side = letterbox.size // STRIDE
+    source = truth.astype(np.uint8) * np.uint8(255)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(source, sparse, (side, side), flags=flags, borderValue=0).astype(np.float32) / np.float32(255)
+
+
+_tokenizer: Tokenizer | None = None
+
+
+def _tokens(sentences: list[str], length: int) -> npt.NDArray[np.int64]:
+    # One per process: loader workers are forked or spawned, and a tokenizer costs a fraction of a second to open.
+    global _tokenizer
+    if _tokenizer is None:
+        _tokenizer = Tokenizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptWarning)  # long sentences are cut, as the reference cuts them
+        return _tokenizer(sentences, length=length)

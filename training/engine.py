@@ -1,0 +1,294 @@
+"""The training loop: one path for one process or many, for CPU and GPU.
+
+Everything random is a function of the seed, the step and the rank, and every other state is in the checkpoint, so that
+a run killed at any moment and resumed continues with the very losses it would have had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from cris_edge.errors import CrisEdgeError, OptionError
+from training.build import build_model, build_optimizer, check_device, wrap
+from training.checkpoint import save_model
+from training.config import RunConfig
+from training.data.loader import Batch, Examples, Order, batches
+from training.data.samples import open_source
+from training.data.transforms import Transform
+from training.distributed import Processes
+from training.ema import Ema
+from training.evaluate import TorchPredictor, score
+from training.journal import Journal, Meter
+from training.losses import Criterion
+from training.model import CRIS
+from training.network import attention
+from training.schedule import Schedule
+from training.state import LAST, State, find_checkpoint, restore, save_state
+
+logger = logging.getLogger("cris_edge.training")
+
+BEST = "best.pt"
+"""The weights with the best validation so far, without what a run needs to continue."""
+
+
+class DivergedError(CrisEdgeError):
+    """The loss or a gradient is no longer a finite number."""
+
+
+class StoppedError(CrisEdgeError):
+    """The run was asked to stop and has written a checkpoint."""
+
+
+class Trainer:
+    """Trains one run in one process of one or many.
+
+    Args:
+        config: the run.
+        output: folder for checkpoints, metrics and the configuration.
+        processes: this process among the others.
+        resume: ``auto`` continues from ``output`` where there is a checkpoint, ``never`` refuses a folder that has
+            one, else a file.
+
+    Raises:
+        OptionError: the configuration does not fit the processes, the device or the folder.
+        CheckpointError: weights or the checkpoint to continue from do not fit.
+        DataError: the data cannot be used.
+    """
+
+    def __init__(self, config: RunConfig, output: Path, processes: Processes, *, resume: str = "never") -> None:
+        check_device(config, processes)
+        self.config, self.output, self.processes = config, output, processes
+        checkpoint = find_checkpoint(output, resume)
+        if not config.data.train:
+            raise OptionError("--train is missing; give a JSON Lines file, or scenes:SPLIT:LENGTH:SEED.")
+        self.source = open_source(config.data.train, by_image=config.data.sentences_per_image > 1)
+        self.val = open_source(config.data.val, by_image=True) if config.data.val else None
+        self.schedule = Schedule(config, len(self.source))
+        torch.manual_seed(config.loop.seed)
+        self.model = build_model(config, processes)
+        self.ema = Ema(self.model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
+        self.criterion = Criterion(config, self.model, processes.device)
+        self.optimizer = build_optimizer(config, self.model, self.criterion.adapter)
+        self.scaler = torch.amp.GradScaler(enabled=config.loop.precision == "float16")
+        self.network = wrap(config, self.model, self.criterion.adapter, processes)
+        self._trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.state = State()
+        if checkpoint is not None:
+            restore(checkpoint, self)
+        self.journal = Journal(output, config, self.state.step) if processes.first else None
+        self._stop = False
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last step; return the last metrics.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite.
+            StoppedError: the process was interrupted or told to terminate; the checkpoint is written.
+            DataError: a sample cannot be used.
+        """
+        loop, total, state = self.config.loop, self.schedule.steps, self.state
+        record: dict[str, Any] = {}
+        quiet = None if self.processes.first else True
+        with (
+            tqdm(total=total, initial=state.step, desc=self.config.name, disable=quiet, unit="step") as bar,
+            contextlib.closing(self._batches()) as stream,
+            self._signals(),
+        ):
+            meter = Meter(self.processes.world, max(1, self.config.data.workers))
+            while state.step < total:
+                with meter.waiting():
+                    micro = [next(stream) for _ in range(loop.accumulation)]
+                meter.count(micro)
+                loss, norm = self._train_step(micro)
+                state.step += 1
+                state.losses.append(loss)
+                state.norms.append(norm)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                last = state.step == total or self._stop
+                if state.step % loop.log_every == 0 or last:
+                    record = self._record(meter)
+                if self.val is not None and (state.step % loop.validate_every == 0 or state.step == total):
+                    record = {**record, **self._validate()}
+                    meter.restart()
+                if state.step % loop.checkpoint_every == 0 or last:
+                    self.save()
+                if self._stop and state.step < total:
+                    raise StoppedError(f"stopped at step {state.step} of {total}; continue with --resume auto.")
+        if self.journal is not None:
+            self.journal.finish()
+        return record
+
+    def save(self) -> None:
+        """Write the checkpoint from which the run continues; its ``state_dict`` is the weights to use."""
+        if self.processes.first:
+            save_state(self.output / LAST, self)
+            self.state.good = self.output / LAST
+        self.processes.barrier()
+
+    @property
+    def averaged(self) -> CRIS:
+        """The weights to use: averaged ones where the run keeps them."""
+        return self.ema.model if self.ema is not None else self.model
+
+    def _train_step(self, micro: list[Batch]) -> tuple[float, float]:
+        """Take one optimizer step; return the mean loss over processes and the gradient's norm."""
+        config, device = self.config, self.processes.device
+        torch.manual_seed(_mix(config.loop.seed, self.state.step, self.processes.rank))  # dropout
+        self._train_mode()
+        self.schedule.apply(self.optimizer, self.state.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        memory_format = torch.channels_last if config.loop.channels_last else torch.contiguous_format
+        total = torch.zeros((), device=device)
+        for number, batch in enumerate(micro):
+            batch = batch.to(device, memory_format)
+            with self._exchange(number == len(micro) - 1), attention(device):
+                with self._autocast():
+                    outputs = self.network(batch.image, batch.tokens)
+                loss = self.criterion(outputs, batch, self._autocast) / len(micro)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise self._diverged("loss", value, [batch])
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        limit = config.optimizer.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self._trainable, limit, foreach=True)
+        # With float16 an overflow is expected now and then: the scaler leaves such a step out.
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise self._diverged("gradient's norm", float(norm), micro)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return float(self.processes.mean(total)), float(norm)
+
+    def _diverged(self, what: str, value: float, micro: list[Batch]) -> DivergedError:
+        names = [name for batch in micro for name in batch.ids]
+        shown = ", ".join(names[:64]) + (f" and {len(names) - 64} more" if len(names) > 64 else "")
+        good = self.state.good
+        where = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
+        return DivergedError(
+            f"the {what} is {value} at step {self.state.step + 1}, with the samples {shown}; {where}: "
+            "continue from it with a lower --learning-rate, --clip-norm 1 or --precision float32."
+        )
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.config.loop.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        name = self.config.loop.precision
+        if name == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.processes.device.type, dtype=getattr(torch, name))
+
+    def _exchange(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        # Gradients of all but the last micro-batch stay in this process: one exchange per step.
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.network.no_sync()
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        data, loop = self.config.data, self.config.loop
+        transform = Transform(self.config.architecture.word_len, data.sentences_per_image, data.flip, data.jitter)
+        order = Order(
+            length=len(self.source),
+            batch_size=loop.batch_size,
+            steps=self.schedule.steps,
+            seed=loop.seed,
+            size_at=self.schedule.size_at,
+            accumulation=loop.accumulation,
+            rank=self.processes.rank,
+            world=self.processes.world,
+        )
+        examples = Examples(self.source, transform, loop.seed)
+        pin = self.processes.device.type == "cuda"
+        return batches(examples, order, self.state.step, workers=data.workers, prefetch=data.prefetch, pin_memory=pin)
+
+    def _record(self, meter: Meter) -> dict[str, Any]:
+        state = self.state
+        record = {
+            "step": state.step,
+            "epoch": round(state.step * self.config.loop.batch_size / len(self.source), 4),
+            "size": self.schedule.size_at(state.step - 1),
+            "loss": sum(state.losses) / len(state.losses),
+            "grad_norm": sum(state.norms) / len(state.norms),
+            "learning_rate": self.optimizer.param_groups[-1]["lr"],
+            **meter.read(),
+        }
+        state.losses, state.norms = [], []
+        if self.journal is not None:
+            self.journal.write(record)
+            logger.info(
+                "step %d/%d: loss %.4f; images/s: %.1f trained, %.1f loaded",
+                *(state.step, self.schedule.steps, record["loss"]),
+                *(record["images_per_second"], record["loader_images_per_second"]),
+            )
+        return record
+
+    def _validate(self) -> dict[str, Any]:
+        """Score the validation data, each process its share; keep the best weights."""
+        assert self.val is not None
+        began, state = time.perf_counter(), self.state
+        size = self.schedule.size_at(state.step - 1)
+        predictor = TorchPredictor(self.averaged, self.processes.device, autocast=self._autocast, input_size=size)
+        shard = (self.processes.rank, self.processes.world)
+        report = score(predictor, self.val, threshold=self.config.loop.threshold, shard=shard)
+        report.cases = self.processes.gather(report.cases)
+        scores = report.scores.to_dict()
+        seconds = round(time.perf_counter() - began, 1)
+        result = {"step": state.step, "size": size, "val": scores, "val_seconds": seconds}
+        if self.journal is not None:
+            self.journal.write(result)
+            logger.info("step %d: validation mIoU %.2f at %d pixels", state.step, scores["mIoU"], size)
+        if size != state.best[0] or scores["mIoU"] > state.best[1]:  # scores at different sizes do not compare
+            state.best = (size, scores["mIoU"])
+            if self.processes.first:
+                extra = {"metrics": scores, "recipe": self.config.name, "step": state.step}
+                save_model(self.output / BEST, self.averaged, **extra)
+        return result
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Stop after the step in progress when asked to; not with several processes, which would stop apart."""
+        if self.processes.world > 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, _: object) -> None:
+            self._stop = True
+            signal.signal(number, before[signal.Signals(number)])  # the second time at once
+
+        try:
+            for number in before:
+                signal.signal(number, stop)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """Return a seed of its own for each step and process."""
+    return (seed * 1_000_003 + step) * 65_537 + rank
+
+
+__all__ = ["BEST", "LAST", "DivergedError", "StoppedError", "Trainer"]

@@ -1,0 +1,116 @@
+"""Best, worst and random cases of an evaluation, to be looked at: one HTML or PNG file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from cris_edge.errors import OptionError
+from cris_edge.overlay import draw_overlay
+from cris_edge.tokenizer import Tokenizer
+from training.data.samples import Source
+from training.report import Case, Report
+
+if TYPE_CHECKING:
+    from training.evaluate import Predictor
+
+Image = npt.NDArray[np.uint8]
+TRUTH, PREDICTION = (40, 180, 60), (230, 60, 50)
+"""Colours of the masks, RGB."""
+_HEIGHT = 220  # pixels of a panel
+_STYLE = "body{font:15px sans-serif;margin:2em;max-width:1200px} figure{margin:0 0 1.5em} img{max-width:100%}"
+
+
+def write_gallery(
+    path: Path,
+    report: Report,
+    predictor: Predictor,
+    source: Source,
+    *,
+    threshold: float = 0.35,
+    rows: int = 8,
+    seed: int = 0,
+) -> None:
+    """Write image, truth and prediction of the best, worst and ``rows`` random cases each.
+
+    Args:
+        path: ends in ``.html`` (one file, images inside) or ``.png``.
+        report: of the same predictor and source.
+        predictor: what gives the logits.
+        source: where the cases are.
+        threshold: of the probability.
+        rows: cases of each kind.
+        seed: of the random cases.
+
+    Raises:
+        OptionError: the path ends otherwise.
+    """
+    if path.suffix not in (".html", ".png"):
+        raise OptionError(f"the gallery {path} ends in {path.suffix!r}; expected .html or .png.")
+    ordered = sorted(report.cases, key=lambda case: case.iou)
+    random = np.random.default_rng(seed).permutation(len(ordered))[:rows]
+    groups = {"Worst": ordered[:rows], "Random": [ordered[i] for i in random], "Best": ordered[::-1][:rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{report.dataset} {report.split}: {len(report.cases)} sentences, mIoU {100 * report.scores.mIoU:.2f}"
+    drawn = {name: list(_draw(cases, predictor, source, threshold)) for name, cases in groups.items()}
+    if path.suffix == ".html":
+        path.write_text(_page(title, drawn), encoding="utf-8")
+    else:
+        cv2.imwrite(str(path), cv2.cvtColor(_sheet(title, drawn), cv2.COLOR_RGB2BGR))
+
+
+def _draw(cases: list[Case], predictor: Predictor, source: Source, threshold: float) -> Iterator[tuple[Case, Image]]:
+    from training.evaluate import predict
+
+    tokenizer = Tokenizer()
+    for case in cases:
+        example = source.load(case.index, predictor.input_size)
+        mask = list(predict(predictor, example, tokenizer, threshold))[case.number]
+        truth = draw_overlay(example.image, example.truth(case.number), accent=TRUTH)
+        panels = (example.image, truth, draw_overlay(example.image, mask, accent=PREDICTION))
+        yield case, np.hstack([_scaled(panel) for panel in panels])
+
+
+def _scaled(image: Image) -> Image:
+    width = round(image.shape[1] * _HEIGHT / image.shape[0])
+    resized = cv2.resize(image, (width, _HEIGHT), interpolation=cv2.INTER_AREA)
+    return np.asarray(
+        cv2.copyMakeBorder(resized, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255)), dtype=np.uint8
+    )
+
+
+def _page(title: str, drawn: dict[str, list[tuple[Case, Image]]]) -> str:
+    parts = [f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"]
+    parts.append(f"<h1>{html.escape(title)}</h1><p>Image, truth (green), prediction (red).</p>")
+    for name, cases in drawn.items():
+        parts.append(f"<h2>{name}</h2>")
+        for case, picture in cases:
+            data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+            source = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+            caption = f"“{html.escape(case.sentence)}” · IoU {case.iou:.3f} · <small>{html.escape(case.id)}</small>"
+            parts.append(f"<figure><img src='{source}'><figcaption>{caption}</figcaption></figure>")
+    return "\n".join(parts) + "\n"
+
+
+def _sheet(title: str, drawn: dict[str, list[tuple[Case, Image]]]) -> Image:
+    rows: list[tuple[str, Image | None]] = [(title, None)]
+    for name, cases in drawn.items():
+        rows += [(f"{name}: {case.sentence} (IoU {case.iou:.3f})", picture) for case, picture in cases]
+    width = max([720, *(picture.shape[1] for _, picture in rows if picture is not None)])
+    strips = []
+    for caption, picture in rows:
+        strip = np.full((24, width, 3), 255, dtype=np.uint8)
+        plain = caption.encode("ascii", "replace").decode()  # OpenCV's fonts have no other letters
+        cv2.putText(strip, plain, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        strips.append(strip)
+        if picture is not None:
+            missing = width - picture.shape[1]
+            strips.append(np.pad(picture, ((0, 8), (0, missing), (0, 0)), constant_values=255))
+    return np.vstack(strips)

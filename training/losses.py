@@ -1,0 +1,97 @@
+"""What the loop minimizes: the paper's loss, with the options of a run added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.checkpoint import load_model
+from training.config import RunConfig
+from training.data.loader import Batch
+from training.model import CRIS, text_to_pixel_loss
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor, foreground_weight: float = 1.0, dice_weight: float = 0.0) -> Tensor:
+    """Return the text-to-pixel loss, or its weighted form.
+
+    Args:
+        logits: (N, 1, h, w).
+        mask: (N, 1, h, w) in [0, 1].
+        foreground_weight: of pixels inside the object; 1 is the paper's loss.
+        dice_weight: of a soft Dice term (Milletari et al., arXiv 1606.04797): small objects count as much as
+            large ones.
+    """
+    if foreground_weight == 1.0:
+        loss = text_to_pixel_loss(logits, mask)
+    else:
+        weight = torch.tensor(foreground_weight, device=logits.device)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), mask, pos_weight=weight)
+    if dice_weight:
+        probability = torch.sigmoid(logits.float()).flatten(1)
+        truth = mask.flatten(1)
+        overlap = 2 * (probability * truth).sum(1) + 1
+        loss = loss + dice_weight * (1 - overlap / (probability.sum(1) + truth.sum(1) + 1)).mean()
+    return loss
+
+
+class Criterion:
+    """The loss of a run, with its teacher's part where it has one.
+
+    Args:
+        config: the run.
+        student: the network that trains.
+        device: where it is.
+
+    Attributes:
+        adapter: maps the student's decoded features to the teacher's width; it trains with the student and is left
+            behind after.
+
+    Raises:
+        CheckpointError: the teacher cannot be read.
+    """
+
+    def __init__(self, config: RunConfig, student: CRIS, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.adapter: nn.Module | None = None
+        self.teacher: CRIS | None = None
+        if config.start.teacher:
+            self.teacher = load_model(config.start.teacher).to(device).requires_grad_(False)
+            widths = (student.architecture.text_width, self.teacher.architecture.text_width)
+            if config.start.teacher_features:
+                self.adapter = nn.Conv2d(*widths, 1).to(device)
+
+    def __call__(
+        self, outputs: tuple[Tensor, Tensor], batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> Tensor:
+        """Return the loss, a float32 scalar; ``outputs`` are the logits and the (adapted) decoded features."""
+        settings, start = self.config.optimizer, self.config.start
+        logits, features = outputs
+        loss = segmentation_loss(logits, batch.mask, settings.foreground_weight, settings.dice_weight)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), autocast():
+            taught, decoded = self._teach(batch)
+        if start.teacher_logits:
+            taught = F.interpolate(taught.float(), logits.shape[-2:], mode="bilinear", align_corners=False)
+            soft = F.binary_cross_entropy_with_logits(logits.float(), taught.sigmoid())
+            loss = loss + start.teacher_logits * soft
+        if self.adapter is not None:
+            decoded = F.interpolate(decoded.float(), features.shape[-2:], mode="bilinear", align_corners=False)
+            # Directions, not lengths: the last norm of each decoder has a scale of its own.
+            loss = loss + start.teacher_features * (1 - F.cosine_similarity(features.float(), decoded, dim=1)).mean()
+        return loss
+
+    def _teach(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the teacher's logits and decoded features, at the input size it was trained for."""
+        assert self.teacher is not None
+        size, image = self.teacher.architecture.input_size, batch.image
+        if image.shape[-1] != size:
+            image = F.interpolate(image, size=(size, size), mode="bicubic", align_corners=False)
+        decoded, sentence = self.teacher.decode(image, batch.tokens)
+        logits: Tensor = self.teacher.proj(decoded, sentence)
+        return logits, decoded

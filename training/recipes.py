@@ -1,0 +1,176 @@
+"""Named runs, each a function from nothing to a :class:`~training.config.RunConfig`.
+
+``r50`` and ``r101`` are the paper's (arXiv 2111.15174, section 4.1); the rest of the family is smaller numbers for the
+same code, and ``*-scenes`` trains a member of it on drawn scenes, which need no download. ``finetune`` continues any of
+them on one's own photos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from cris_edge.errors import OptionError
+from training.config import DataConfig, LoopConfig, OptimizerConfig, RunConfig
+from training.model import Architecture
+
+
+def r50() -> RunConfig:
+    """CRIS-R50 as in the paper: 416 pixels, 17 tokens (22 for G-Ref), batch 64, Adam 1e-4, x0.1 at epoch 35 of 50."""
+    return RunConfig(name="r50")
+
+
+def r101() -> RunConfig:
+    """CRIS-R101 as in the paper: CLIP's RN101 (23 blocks in stage three, 512-wide embedding)."""
+    return RunConfig(name="r101", architecture=Architecture(vision_layers=(3, 4, 23, 3), embed_dim=512))
+
+
+def finetune() -> RunConfig:
+    """Continue any CRIS checkpoint, public or our own, on other data: ``--init FILE``, whose architecture it takes.
+
+    Small steps, and batch norm as it was learnt: a few hundred photos are too few for statistics of their own.
+    """
+    optimizer = OptimizerConfig(
+        optimizer="adamw",
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup_steps=50,
+        clip_norm=1.0,
+        ema_decay=0.99,
+    )
+    loop = LoopConfig(
+        epochs=10, batch_size=8, freeze_batch_norm=True, channels_last=True, validate_every=200, checkpoint_every=100
+    )
+    data = DataConfig(sentences_per_image=2, flip=0.5, jitter=0.2)
+    return RunConfig(name="finetune", data=data, optimizer=optimizer, loop=loop)
+
+
+def ablation(contrastive: bool, decoder_layers: int) -> Callable[[], RunConfig]:
+    """Return the recipe of one row of the paper's efficiency ablation (table 2)."""
+
+    def recipe() -> RunConfig:
+        name = f"r50-{'' if contrastive else 'no-'}contrastive-n{decoder_layers}"
+        return RunConfig(name=name, architecture=Architecture(contrastive=contrastive, decoder_layers=decoder_layers))
+
+    return recipe
+
+
+def small() -> RunConfig:
+    """The largest of the compact family: 320 pixels."""
+    architecture = Architecture(
+        input_size=320,
+        image_resolution=320,
+        vision_layers=(2, 3, 4, 2),
+        vision_width=32,
+        embed_dim=512,
+        text_width=256,
+        text_layers=6,
+        decoder_layers=3,
+        decoder_heads=8,
+        ffn_dim=1024,
+    )
+    return RunConfig(name="small", architecture=architecture, optimizer=_from_scratch(1e-3), loop=_compact_loop())
+
+
+def tiny() -> RunConfig:
+    """The embedded model's size: 224 pixels, 128 channels, three decoder layers."""
+    architecture = Architecture(
+        input_size=224,
+        image_resolution=224,
+        vision_layers=(2, 2, 3, 2),
+        vision_width=16,
+        embed_dim=256,
+        text_width=128,
+        text_layers=4,
+        decoder_layers=3,
+        decoder_heads=4,
+        ffn_dim=512,
+        dropout=0.0,
+    )
+    return RunConfig(name="tiny", architecture=architecture, optimizer=_from_scratch(1e-3), loop=_compact_loop())
+
+
+def nano() -> RunConfig:
+    """The smallest: 224 pixels, a 12-wide stem, 64 channels, two decoder layers."""
+    architecture = Architecture(
+        input_size=224,
+        image_resolution=224,
+        vision_layers=(1, 1, 2, 1),
+        vision_width=12,
+        embed_dim=128,
+        text_width=64,
+        text_layers=3,
+        decoder_layers=2,
+        decoder_heads=4,
+        ffn_dim=256,
+        dropout=0.0,
+    )
+    return RunConfig(name="nano", architecture=architecture, optimizer=_from_scratch(1.5e-3), loop=_compact_loop())
+
+
+def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
+    """Return the recipe that trains ``member`` on drawn scenes, sized for a few hours of two CPU cores."""
+
+    def recipe() -> RunConfig:
+        run = member()
+        data = DataConfig(train="scenes:train", val="scenes:val:200:1", sentences_per_image=2, workers=1)
+        optimizer = replace(run.optimizer, dice_weight=0.5)
+        loop = replace(
+            run.loop,
+            steps=5500,
+            batch_size=24,
+            sizes=(128, 160, run.architecture.input_size),
+            size_shares=(0.4, 0.25, 0.35),
+            validate_every=500,
+            checkpoint_every=100,
+            log_every=25,
+        )
+        return replace(run, name=f"{run.name}-scenes", data=data, optimizer=optimizer, loop=loop)
+
+    return recipe
+
+
+def _from_scratch(learning_rate: float) -> OptimizerConfig:
+    return OptimizerConfig(
+        optimizer="adamw",
+        learning_rate=learning_rate,
+        backbone_scale=1.0,
+        weight_decay=0.02,
+        beta2=0.98,
+        schedule="cosine",
+        warmup_steps=300,
+        clip_norm=1.0,
+        ema_decay=0.998,
+    )
+
+
+def _compact_loop() -> LoopConfig:
+    return LoopConfig(precision="bfloat16", channels_last=True)
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "r50": r50,
+    "r101": r101,
+    "small": small,
+    "tiny": tiny,
+    "nano": nano,
+    "small-scenes": on_scenes(small),
+    "tiny-scenes": on_scenes(tiny),
+    "nano-scenes": on_scenes(nano),
+    "finetune": finetune,
+    **{f"r50-contrastive-n{n}": ablation(True, n) for n in range(5)},
+    **{f"r50-no-contrastive-n{n}": ablation(False, n) for n in range(5)},
+}
+"""Every recipe by its name on the command line."""
+
+
+def recipe(name: str) -> RunConfig:
+    """Return a named run.
+
+    Raises:
+        OptionError: there is no recipe of that name.
+    """
+    if name not in RECIPES:
+        raise OptionError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}, or give a config.json.")
+    return RECIPES[name]()

@@ -1,0 +1,51 @@
+"""Batch norm over the batches of all processes, also on CPUs.
+
+PyTorch's ``SyncBatchNorm`` refuses tensors that are not on a GPU. Here mean and variance are averaged over the
+processes by differentiable all-reduces, which gloo can do; every process must hold equally many values, and does.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class _Shared(nn.modules.batchnorm._BatchNorm):
+    """Takes the class of a batch norm's instance over: its parameters, buffers and names stay."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected at least two dimensions, got {input.ndim}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, ...) -> the same, normalized over the B of all processes in training mode."""
+        if not self.training:
+            return super().forward(input)
+        world = dist.get_world_size()
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        values = input.float()
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        mean: Tensor = all_reduce(values.mean(axes)) / world  # type: ignore[no-untyped-call]
+        values = values - mean.view(shape)
+        # A second exchange: the mean of squares less the squared mean would lose half of the digits.
+        variance: Tensor = all_reduce(values.square().mean(axes)) / world  # type: ignore[no-untyped-call]
+        count = values.numel() // values.shape[1] * world
+        with torch.no_grad():
+            momentum = self.momentum or 0.0
+            assert self.running_mean is not None and self.running_var is not None
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(variance.detach() * count / max(1, count - 1), momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        normalized: Tensor = values * scale.view(shape) + self.bias.view(shape)
+        return normalized.to(input.dtype)
+
+
+def share_batch_norm(model: nn.Module) -> None:
+    """Make every batch norm of ``model`` take its statistics over all processes, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = _Shared
