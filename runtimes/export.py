@@ -1,0 +1,371 @@
+"""``python -m runtimes.export --checkpoint FILE --output DIR``: a trained CRIS becomes a bundle.
+
+Nothing appears at ``--output`` before every graph, in every runtime, was found to compute what PyTorch computes.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import torch
+from tqdm import tqdm
+
+from cris_edge.backends import registry
+from cris_edge.bundle import BundleWriter, embedded
+from cris_edge.errors import CrisEdgeError, ExportError, OptionError, RuntimeMissingError
+from cris_edge.image import MEAN, STD
+from cris_edge.manifest import GRAPHS, GraphSpec, TensorSpec
+from cris_edge.tokenizer import Tokenizer
+from runtimes import onnx_graph
+from runtimes.cost import multiply_accumulates
+from runtimes.lowering import LOWERINGS, Lowering
+from runtimes.network import Array, Network, example_inputs, of_modules
+from runtimes.parity import Reference, check, check_storage, compiled
+from runtimes.probes import Probes, draw, free_photos
+from training.checkpoint import load_model, read_checkpoint, sha256
+from training.data.samples import Source, open_source
+from training.evaluate import score
+from training.model import CRIS, Architecture
+
+logger = logging.getLogger("cris_edge.runtimes")
+
+THRESHOLD = 0.35  # of the reference implementation
+PRECISIONS = ("fp32", "fp16", "int8")
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `export` is asked for; ``python -m runtimes.export --help`` says what each means."""
+
+    precision: str = "fp32"
+    runtimes: tuple[str, ...] = tuple(LOWERINGS)
+    soc: str | None = None
+    shared_onnx: bool = False
+    data: str | None = None
+    max_drop: float | None = None
+    input_size: int | None = None
+    word_len: int | None = None
+    decoder_heads: int | None = None
+    name: str | None = None
+    description: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before any work is done."""
+        known = ", ".join(LOWERINGS)
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"The precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
+        if not self.runtimes:
+            raise OptionError(f"No runtime was given; choose from {known}.")
+        for runtime in self.runtimes:
+            if runtime not in LOWERINGS:
+                raise OptionError(f"There is no lowering to the runtime {runtime!r}; choose from {known}.")
+        if self.soc is not None:
+            raise OptionError(
+                f"The chip {self.soc!r} was given, but none of {', '.join(self.runtimes)} compiles for one."
+            )
+        if self.max_drop is not None and self.data is None:
+            raise OptionError("A largest drop was given, but no labelled data to measure it on; give --data too.")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise OptionError(f"The largest drop is {self.max_drop}; expected points of mIoU, 0 or more.")
+
+
+def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mapping[str, Lowering] = LOWERINGS) -> Path:
+    """Write the bundle `output` from `checkpoint`; returns its path.
+
+    Each graph and the chain of three are run in each runtime at its default optimization level, in float32 and in the
+    precision that it chooses on this machine, and compared with PyTorch (`runtimes.parity` states the tolerances).
+    With labelled data, PyTorch and every runtime are scored on it.
+
+    Raises:
+        CheckpointError: The file is not a CRIS checkpoint, or an option disagrees with it.
+        ExportError: A graph cannot be lowered, differs from PyTorch, or loses more accuracy than allowed.
+        BundleError: `output` exists.
+        RuntimeMissingError: A runtime is not installed.
+    """
+    if options.precision == "int8":
+        raise ExportError(
+            f"{checkpoint} is to be exported in int8, which needs a quantized checkpoint; write one with "
+            "`python -m quantization.finetune`, or choose --precision fp32 or fp16."
+        )
+    _require_installed(options.runtimes)
+    source = None if options.data is None else open_source(options.data, by_image=True)
+    with BundleWriter(output, overwrite=options.overwrite) as writer, _progress(options) as step:
+        step("load the checkpoint")
+        model = load_model(
+            checkpoint, word_len=options.word_len, decoder_heads=options.decoder_heads, input_size=options.input_size
+        )
+        architecture = model.architecture
+        copyfile(embedded() / "tokenizer.json", writer.path / "tokenizer.json")
+        tokenizer = Tokenizer(writer.path / "tokenizer.json")
+        step("run PyTorch")
+        probes = draw(architecture.input_size, architecture.word_len, tokenizer, _photos(source))
+        _require_vocabulary(probes, architecture, checkpoint)
+        reference, parity = _reference(model, probes, options.precision)
+        del model
+        golden = reference.logits[: len(probes.golden_prompts)]
+        np.savez_compressed(
+            writer.path / "golden.npz",
+            image=probes.golden_images,
+            tokens=np.concatenate([probes.sentences[text][1] for _, text in probes.pairs[: len(golden)]]),
+            logits=np.concatenate(golden),
+        )
+        graphs, files = _lower(reference, options, lowerings, writer.path, step)
+        metrics = []
+        if source is not None:
+            step("score PyTorch")
+            metrics.append(_metrics(of_modules(reference.modules), source, architecture, "pytorch", "float32"))
+        for runtime in options.runtimes:
+            step(f"compare {runtime}")
+            with compiled(runtime, files[runtime], graphs, "float32") as (network, forced):
+                parity += check(reference, network, runtime, forced)
+            with compiled(runtime, files[runtime], graphs, "auto") as (network, chosen):
+                if chosen != forced:
+                    parity += check(reference, network, runtime, chosen)
+                if source is not None:
+                    step(f"score {runtime}")
+                    metrics.append(_metrics(network, source, architecture, runtime, chosen))
+                    require_accuracy(metrics[0], metrics[-1], options)
+        step("write")
+        recorded = _recorded(checkpoint)
+        writer.manifest = {
+            "name": options.name or writer.target.name,
+            "description": options.description or recorded.get("description") or _description(architecture, recorded),
+            "architecture": architecture.to_dict(),
+            "input_size": architecture.input_size,
+            "word_len": architecture.word_len,
+            "mean": list(MEAN),
+            "std": list(STD),
+            "threshold": THRESHOLD,
+            "precision": options.precision,
+            "graphs": {name: _plain(spec) for name, spec in graphs.items()},
+            "runtimes": {
+                runtime: {name: path.relative_to(writer.path).as_posix() for name, path in paths.items()}
+                for runtime, paths in files.items()
+            },
+            "golden": "golden.npz",
+            "golden_prompts": list(probes.golden_prompts),
+            "parity": parity,
+            "metrics": metrics,
+            "provenance": {
+                "recipe": recorded.get("recipe"),
+                "checkpoint_sha256": sha256(checkpoint),
+                "versions": _versions(options.runtimes),
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            },
+        }
+    return writer.target
+
+
+def _reference(model: CRIS, probes: Probes, precision: str) -> tuple[Reference, list[dict[str, Any]]]:
+    """What the graphs will be compared with, and the manifest's entries about it.
+
+    The weights are those that the bundle stores: where that is float16, they are rounded here, what this changes is
+    held against the float32 network, and from there on nothing may change.
+    """
+    with torch.inference_mode():
+        logits = [
+            model(torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.sentences[text][1])).numpy()
+            for image, text in probes.pairs
+        ]
+    modules = tuple(module.eval() for module in model.deploy())
+    if precision == "fp32":
+        return Reference(probes, modules, logits, THRESHOLD), []
+    for module in modules:
+        onnx_graph.round_to_float16(module)
+    network = of_modules(modules)
+    rounded = [network.logits(probes.images[image][1], probes.sentences[text][1]) for image, text in probes.pairs]
+    reference = Reference(probes, modules, rounded, THRESHOLD)
+    return reference, [check_storage(reference, logits)]
+
+
+def _lower(
+    reference: Reference, options: Options, lowerings: Mapping[str, Lowering], folder: Path, step: Step
+) -> tuple[dict[str, GraphSpec], dict[str, dict[str, Path]]]:
+    """Each graph in the form of each runtime, one at a time; its tensors by graph, its file by runtime and graph."""
+    probes = reference.probes
+    examples = example_inputs(reference.modules, probes.images[0][1], probes.sentences[0][1])
+    graphs: dict[str, GraphSpec] = {}
+    files: dict[str, dict[str, Path]] = {runtime: {} for runtime in options.runtimes}
+    for name, module in zip(GRAPHS, reference.modules, strict=True):
+        step(f"lower {name}")
+        graph = onnx_graph.trace(name, module, examples.pop(name), module.output_names)
+        graphs[name] = _spec(graph)
+        written: dict[str, Path] = {}
+        for runtime in options.runtimes:
+            form = "onnxruntime" if options.shared_onnx else runtime
+            if form not in written:
+                written[form] = lowerings[form](graph, options.precision, folder)
+            files[runtime][name] = written[form]
+        del graph
+        gc.collect()
+    return graphs, files
+
+
+def _spec(graph: onnx.ModelProto) -> GraphSpec:
+    inputs, outputs = (
+        tuple(TensorSpec(*tensor) for tensor in onnx_graph.tensors(values))
+        for values in (graph.graph.input, graph.graph.output)
+    )
+    return GraphSpec(inputs, outputs, multiply_accumulates(graph))
+
+
+def _plain(spec: GraphSpec) -> dict[str, Any]:
+    tensors = {
+        kind: [{"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype} for tensor in values]
+        for kind, values in (("inputs", spec.inputs), ("outputs", spec.outputs))
+    }
+    return {**tensors, "macs": spec.macs}
+
+
+def _metrics(
+    network: Network, source: Source, architecture: Architecture, runtime: str, precision: str
+) -> dict[str, Any]:
+    """The manifest's entry: `network` scored on every sentence of `source`, as the paper's figures are."""
+    predictor = _Predictor(network, runtime, precision, architecture.input_size, architecture.word_len)
+    report = score(predictor, source, threshold=THRESHOLD)
+    entry = {"dataset": source.name, "split": source.split, "runtime": runtime, "precision": precision}
+    return {**entry, "samples": len(report.cases), **report.scores.to_dict()}
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """A network as `training.evaluate` asks it."""
+
+    network: Network
+    runtime: str
+    precision: str
+    input_size: int
+    word_len: int
+
+    def logits(self, pixels: Array, tokens: Array) -> Array:
+        return self.network.logits(pixels, tokens)
+
+
+def require_accuracy(before: Mapping[str, Any], after: Mapping[str, Any], options: Options) -> None:
+    """Raise `ExportError` where the metrics `after` lowering are further below those `before` than `options` allow."""
+    drop = before["mIoU"] - after["mIoU"]
+    logger.info("%s loses %.2f points of mIoU against PyTorch in float32", after["runtime"], drop)
+    if options.max_drop is not None and not drop <= options.max_drop:
+        raise ExportError(
+            f"{after['runtime']} in {after['precision']} reaches an mIoU of {after['mIoU']:.2f} on {options.data}, "
+            f"{drop:.2f} points below PyTorch in float32 ({before['mIoU']:.2f}), where {options.max_drop:g} are "
+            "allowed; choose a higher precision, or allow a larger drop."
+        )
+
+
+def _require_installed(runtimes: tuple[str, ...]) -> None:
+    installed = registry.available()
+    for runtime in runtimes:
+        if runtime not in installed:
+            raise RuntimeMissingError(
+                f"The runtime {runtime} is not installed, so the bundle's graphs cannot be checked in it; run "
+                f"`pip install {runtime}`, or leave it out of --runtimes."
+            )
+
+
+def _require_vocabulary(probes: Probes, architecture: Architecture, checkpoint: Path) -> None:
+    largest = max(int(tokens.max()) for _, tokens in probes.sentences)
+    if largest >= architecture.vocab_size:
+        raise ExportError(
+            f"{checkpoint} has a table of {architecture.vocab_size} tokens, and CLIP's tokenizer gives ids up to "
+            f"{largest}; expected a CRIS that was trained with CLIP's vocabulary."
+        )
+
+
+def _photos(source: Source | None) -> dict[str, Array]:
+    """Photos to compare on: those that come with scikit-image, where it is installed, and the first of the data."""
+    photos = free_photos()
+    if source is not None:
+        photos[f"the image {source.id(0)}"] = source.load(0, 416).image
+    if not photos:
+        logger.warning("no photo is at hand, so the graphs are compared on drawn scenes; pip install scikit-image")
+    return photos
+
+
+def _recorded(checkpoint: Path) -> dict[str, Any]:
+    """What our own checkpoints say about themselves beside the weights."""
+    content = read_checkpoint(checkpoint)
+    return {key: content[key] for key in ("recipe", "description") if isinstance(content.get(key), str)}
+
+
+def _description(architecture: Architecture, recorded: Mapping[str, Any]) -> str:
+    origin = f"trained by the recipe {recorded['recipe']}" if "recipe" in recorded else "of unrecorded training"
+    return (
+        f"CRIS with {architecture.decoder_layers} decoder layers for {architecture.input_size} pixels and "
+        f"{architecture.word_len} tokens, {origin}."
+    )
+
+
+def _versions(runtimes: tuple[str, ...]) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("torch", "onnx", "numpy", *runtimes):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # several distributions carry ONNX Runtime under other names
+            found[package] = "unknown"
+    return found
+
+
+@contextmanager
+def _progress(options: Options) -> Iterator[Step]:
+    scored = options.data is not None
+    total = 3 + len(GRAPHS) + scored + len(options.runtimes) * (1 + scored)
+    form = "{desc:24} {bar} {n_fmt}/{total_fmt} {elapsed}"
+    with tqdm(total=total, disable=None, file=sys.stderr, bar_format=form) as bar:
+
+        def step(what: str) -> None:
+            logger.info("%s", what)
+            bar.set_description_str(what)
+            bar.update()
+
+        yield step
+
+
+@click.command(help=__doc__)
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A CRIS checkpoint, public or ours.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle; must not exist.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of the weights.")
+@click.option("--runtimes", default=",".join(LOWERINGS), show_default=True, help="Names, separated by commas.")
+@click.option("--soc", metavar="NAME", help="The chip to compile for, of a runtime that compiles ahead of time.")
+@click.option("--shared-onnx", is_flag=True, help="One set of ONNX files for all runtimes: half the bytes.")
+@click.option("--data", metavar="FILE.jsonl", help="Labelled data to score on, or scenes:SPLIT:LENGTH:SEED.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="Fail where a runtime loses more mIoU than this.")
+@click.option("--input-size", type=int, help="Pixels; for checkpoints that do not say.  [default: 416]")
+@click.option("--word-len", type=int, help="Tokens; for checkpoints that do not say.  [default: 17]")
+@click.option("--decoder-heads", type=int, help="For checkpoints that do not say.  [default: 8]")
+@click.option("--name", help="Of the model.  [default: the folder's]")
+@click.option("--description", help="One or two sentences: what the model knows, what not.")
+@click.option("--overwrite", is_flag=True, help="Replace the bundle that is at --output.")
+def main(checkpoint: Path, output: Path, runtimes: str, **others: Any) -> None:
+    """Read the command line."""
+    try:
+        names = tuple(dict.fromkeys(name.strip() for name in runtimes.split(",") if name.strip()))
+        options = Options(runtimes=names, **others)
+    except OptionError as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        export(checkpoint, output, options)
+    except CrisEdgeError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The three graphs as one network, whoever runs them: PyTorch's modules, or a runtime's compiled files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from cris_edge.errors import ExportError
+from cris_edge.manifest import GRAPHS
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Tensors = dict[str, Array]
+Graph = Callable[[Mapping[str, Array]], Tensors]
+
+
+class DeployModule(Protocol):
+    """What `CRIS.deploy` returns three of: a module whose tensors are named, in order, beside it."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of what the module takes."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what it returns."""
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """Run it."""
+
+
+class Network:
+    """An image encoder, a text encoder and a mask decoder that exchange tensors by name."""
+
+    def __init__(self, graphs: Mapping[str, Graph]) -> None:
+        self._graphs = dict(graphs)
+
+    def close(self) -> None:
+        """Let go of the graphs, so that a runtime can free them; the network is not used after it."""
+        self._graphs.clear()
+
+    def encode_image(self, image: Array) -> Tensors:
+        """Image (1, 3, S, S) float32 -> the image features by name."""
+        return self._graphs["image_encoder"]({"image": image})
+
+    def encode_text(self, tokens: Array) -> Tensors:
+        """Tokens (1, L) int64 -> the sentence's features by name."""
+        return self._graphs["text_encoder"]({"tokens": tokens})
+
+    def decode(self, image_features: Mapping[str, Array], text_features: Mapping[str, Array]) -> Array:
+        """Features of both encoders -> logits (1, 1, S/4, S/4) float32."""
+        return self._graphs["mask_decoder"]({**image_features, **text_features})["logits"]
+
+    def logits(self, pixels: Array, tokens: Array) -> Array:
+        """Image (1, 3, S, S) and k sentences (k, L) -> (k, 1, S/4, S/4); the image is encoded once."""
+        features = self.encode_image(pixels)
+        return np.concatenate([self.decode(features, self.encode_text(row[None])) for row in tokens])
+
+
+def of_modules(modules: Sequence[DeployModule], precision: str = "float32") -> Network:
+    """The three deploy modules, run by PyTorch; in another `precision` products and convolutions are computed in it."""
+    return Network({name: _graph_of(module, precision) for name, module in zip(GRAPHS, modules, strict=True)})
+
+
+def example_inputs(modules: Sequence[DeployModule], image: Array, tokens: Array) -> dict[str, dict[str, torch.Tensor]]:
+    """What each of the three graphs is called with for one image and one sentence, by graph and tensor name.
+
+    Raises:
+        ExportError: A tensor that the mask decoder takes comes out of neither encoder.
+    """
+    known: Tensors = {"image": image, "tokens": tokens}
+    inputs: dict[str, dict[str, torch.Tensor]] = {}
+    for name, module in zip(GRAPHS, modules, strict=True):
+        missing = [tensor for tensor in module.input_names if tensor not in known]
+        if missing:
+            raise ExportError(f"The graph {name} takes {', '.join(missing)}, which neither encoder puts out.")
+        inputs[name] = {tensor: torch.from_numpy(known[tensor]) for tensor in module.input_names}
+        if name != "mask_decoder":
+            known |= _graph_of(module, "float32")(known)
+    return inputs
+
+
+def _graph_of(module: DeployModule, precision: str) -> Graph:
+    def run(inputs: Mapping[str, Array]) -> Tensors:
+        # Without its cache, which would keep a copy of every weight in the other precision.
+        arithmetic = torch.autocast(
+            "cpu", getattr(torch, precision), enabled=precision != "float32", cache_enabled=False
+        )
+        with torch.inference_mode(), arithmetic:
+            found = module(*(torch.from_numpy(inputs[name]) for name in module.input_names))
+        outputs = found if isinstance(found, (tuple, list)) else (found,)
+        return {name: output.float().numpy() for name, output in zip(module.output_names, outputs, strict=True)}
+
+    return run

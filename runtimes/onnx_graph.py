@@ -1,0 +1,168 @@
+"""A deploy module becomes one ONNX file: static shapes, every tensor named, the weights inside."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from cris_edge.errors import ExportError
+
+OPSET = 18  # the lowest that PyTorch's exporter writes by itself; read since ONNX Runtime 1.14 and OpenVINO 2023.1
+IR_VERSION = 8  # the one that came with opset 18; a newer number would only shut older readers out
+LARGEST = 2**31 - 1  # bytes: protobuf's limit, and so the limit of a file that holds its weights
+
+
+def trace(name: str, module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> onnx.ModelProto:
+    """Export `module`, called with `inputs` in their order, as a float32 ONNX graph of that `name`.
+
+    Names of inputs and outputs, order and shapes are as given; batch and all other sizes are fixed.
+
+    Raises:
+        ExportError: PyTorch cannot export the module, or the graph does not have the tensors asked for.
+    """
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                input_names=list(inputs),
+                output_names=list(output_names),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        if program is None:  # only by the signature, which also serves the older exporter
+            raise RuntimeError("torch.onnx.export returned nothing")
+        model = program.model_proto
+    except Exception as error:
+        raise ExportError(f"PyTorch could not export {name} to ONNX: {_first_line(error)}.") from error
+    _pin(model, name)
+    _check(model, name, list(inputs), list(output_names))
+    return model
+
+
+def store_as_float16(model: onnx.ModelProto) -> int:
+    """Store the weights in half the bytes: float16 initializers, each cast back to float32. Returns the bytes saved.
+
+    Only tensors of two dimensions and more are stored so (the rest weighs nothing), and only those whose values
+    float16 holds exactly: round the module first (`round_to_float16`), then storage changes no result. Runtimes fold
+    the casts when they load the graph, and compute as they would from float32.
+    """
+    casts, saved = [], 0
+    graph = model.graph
+    for index, tensor in enumerate(graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        casts.append(helper.make_node("Cast", [f"{name}_float16"], [name], name=f"{name}_cast", to=TensorProto.FLOAT))
+        graph.initializer[index].CopyFrom(numpy_helper.from_array(half, f"{name}_float16"))
+        saved += values.nbytes - half.nbytes
+    nodes = [*casts, *graph.node]  # a graph's nodes are listed in the order in which they can run
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return saved
+
+
+@torch.no_grad()
+def round_to_float16(module: nn.Module) -> None:
+    """Round every weight of `module`, in place, to what float16 holds; a tensor beyond its range stays as it is."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype == torch.float32 and tensor.abs().max() <= torch.finfo(torch.float16).max:
+            tensor.copy_(tensor.half())
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` to `path`, making its folder; raises `ExportError` where it would exceed what one file can hold."""
+    size = model.ByteSize()
+    if size > LARGEST:
+        raise ExportError(
+            f"The {model.graph.name} graph is {size / 1e9:.1f} GB, more than the 2.1 GB that one ONNX file can hold; "
+            "export with --precision fp16."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def tensors(values: Sequence[onnx.ValueInfoProto]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and dtype (as NumPy calls it) of a graph's inputs or outputs."""
+    return [
+        (
+            value.name,
+            tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim),
+            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+        )
+        for value in values
+    ]
+
+
+def _pin(model: onnx.ModelProto, name: str) -> None:
+    """Fix the versions, and drop what the exporter notes about the machine it ran on (stack traces with paths)."""
+    model.ir_version = IR_VERSION
+    model.graph.name = name
+    model.doc_string = model.graph.doc_string = ""
+    for holder in (model, model.graph, *model.graph.node, *_values(model.graph), *model.graph.initializer):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+
+
+def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from graph.input
+    yield from graph.output
+    yield from graph.value_info
+
+
+def _check(model: onnx.ModelProto, name: str, inputs: list[str], outputs: list[str]) -> None:
+    """Raise `ExportError` unless the graph is valid, static, of the pinned opset, and has the tensors asked for."""
+    domains = {entry.domain: entry.version for entry in model.opset_import}
+    if domains.get("") != OPSET or set(domains) - {""}:
+        raise ExportError(
+            f"The {name} graph needs the operator sets {domains}; only ONNX's own, version {OPSET}, is read everywhere."
+        )
+    for kind, found, expected in (
+        ("inputs", [value.name for value in model.graph.input], inputs),
+        ("outputs", [value.name for value in model.graph.output], outputs),
+    ):
+        if found != expected:
+            raise ExportError(f"The {name} graph has the {kind} {found} where {expected} were asked for.")
+    for value in (*model.graph.input, *model.graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        if not all(dimension.dim_value > 0 for dimension in dimensions):
+            raise ExportError(f"The tensor {value.name} of the {name} graph has no fixed shape.")
+    if model.ByteSize() <= LARGEST:
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as error:
+            raise ExportError(f"The {name} graph is not valid ONNX: {_first_line(error)}.") from error
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's notes to developers (missing torchvision, deprecations inside PyTorch) from our users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,293 @@
+"""A checkpoint becomes a bundle, whole and proved, or nothing at all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, numpy_helper
+
+from cris_edge.bundle import Bundle
+from cris_edge.errors import CheckpointError, ExportError, OptionError, RuntimeMissingError
+from cris_edge.image import preprocess
+from cris_edge.manifest import GRAPHS
+from runtimes import onnx_graph
+from runtimes.export import Options, export, main, require_accuracy
+from runtimes.lowering import LOWERINGS, to_onnx
+from training.checkpoint import load_model, save_model
+from training.model import CRIS, Architecture
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+BOTH = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder) -> Path:
+    """A CRIS with every part of a large one, random weights, and norms that are not the identity."""
+    torch.manual_seed(0)
+    model = CRIS(architecture())
+    for module in model.modules():
+        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.BatchNorm1d)):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    path = folder / "model.pth"
+    save_model(path, model, recipe="random weights")
+    return path
+
+
+def architecture(**changes) -> Architecture:
+    sizes = {
+        "input_size": 128,
+        "image_resolution": 128,
+        "vision_layers": (1, 1, 1, 1),
+        "vision_width": 8,
+        "embed_dim": 32,
+        "text_width": 32,
+        "text_layers": 1,
+        "decoder_layers": 1,
+        "decoder_heads": 2,
+        "ffn_dim": 32,
+    }
+    return Architecture(**(sizes | changes))
+
+
+@pytest.fixture(scope="module")
+def bundle(folder, checkpoint) -> Bundle:
+    return Bundle.open(export(checkpoint, folder / "bundle", Options()), thorough=True)
+
+
+def test_the_bundle_holds_three_graphs_for_each_runtime(bundle):
+    assert set(bundle.manifest.runtimes) == set(BOTH)
+    for runtime, suffix in zip(BOTH, (".onnx", ".xml"), strict=True):
+        assert {name: path.name for name, path in bundle.graph_files(runtime).items()} == {
+            name: name + suffix for name in GRAPHS
+        }
+
+
+def test_the_manifest_says_what_the_model_is(bundle, checkpoint):
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.input_size, manifest.word_len, manifest.precision) == ("bundle", 128, 17, "fp32")
+    assert manifest.provenance["recipe"] == "random weights"
+    assert len(manifest.provenance["checkpoint_sha256"]) == 64
+    assert set(manifest.provenance["versions"]) >= {"torch", *BOTH}
+    assert Architecture.from_dict(dict(manifest.architecture)) == architecture()
+    modules = load_model(checkpoint).deploy()
+    for module, (name, graph) in zip(modules, manifest.graphs.items(), strict=True):
+        assert tuple(tensor.name for tensor in graph.inputs) == tuple(module.input_names), name
+        assert tuple(tensor.name for tensor in graph.outputs) == tuple(module.output_names), name
+        assert graph.macs > 10_000
+
+
+def test_every_graph_and_the_chain_was_compared_in_every_runtime(bundle):
+    float32 = {(row["runtime"], row["graph"]) for row in bundle.manifest.parity if row["precision"] == "float32"}
+    assert float32 == {(runtime, graph) for runtime in BOTH for graph in (*GRAPHS, "chain")}
+    assert all(row["max_abs_diff"] <= row["tolerance"] for row in bundle.manifest.parity)
+    chains = [row for row in bundle.manifest.parity if row["graph"] == "chain" and row["precision"] == "float32"]
+    assert all(row["tolerance"] == 1e-3 and row["mask_iou"] > 0.99 for row in chains)
+
+
+def test_the_golden_logits_are_those_of_the_network(bundle, checkpoint):
+    golden = bundle.golden()
+    assert len(golden.images) == 2 and len(set(golden.prompts)) == 2
+    assert not np.array_equal(golden.images[0], golden.images[1])
+    np.testing.assert_array_equal(bundle.tokenizer(golden.prompts, length=17), golden.tokens)
+    model = load_model(checkpoint)
+    for image, tokens, logits in zip(golden.images, golden.tokens, golden.logits, strict=True):
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(preprocess(image, 128)[0]), torch.from_numpy(tokens[None]))[0].numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-6)
+    assert golden.logits.std() > 0.01
+
+
+def test_onnx_runtime_alone_gives_the_golden_logits_from_the_files(bundle):
+    import onnxruntime
+
+    golden, files = bundle.golden(), bundle.graph_files("onnxruntime")
+    known = {"image": preprocess(golden.images[1], 128)[0], "tokens": golden.tokens[1:]}
+    for path in files.values():
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        outputs = session.run(None, {tensor.name: known[tensor.name] for tensor in session.get_inputs()})
+        known |= dict(zip((tensor.name for tensor in session.get_outputs()), outputs, strict=True))
+    np.testing.assert_allclose(known["logits"], golden.logits[1:], atol=1e-3)
+
+
+def test_onnx_files_are_pinned_whole_and_say_nothing_about_this_machine(bundle, root):
+    for path in bundle.graph_files("onnxruntime").values():
+        model = onnx.load(path, load_external_data=False)
+        assert (model.ir_version, [(entry.domain, entry.version) for entry in model.opset_import]) == (8, [("", 18)])
+        assert all(not tensor.external_data for tensor in model.graph.initializer)
+        assert all(tensor.data_type != TensorProto.FLOAT16 for tensor in model.graph.initializer)
+        assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    for path in bundle.path.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert str(root).encode() not in content and str(bundle.path.parent).encode() not in content, path
+
+
+def test_float16_storage_halves_the_bytes_and_changes_the_logits_little(folder, checkpoint, bundle):
+    options = Options(precision="fp16", shared_onnx=True, data="scenes:val:2:3", max_drop=100, name="half")
+    half = Bundle.open(export(checkpoint, folder / "half", options))
+    assert half.graph_files("openvino") == half.graph_files("onnxruntime")
+    assert not list(half.path.rglob("*.xml"))
+    for name, path in half.graph_files("onnxruntime").items():
+        assert path.stat().st_size < 0.75 * bundle.graph_files("onnxruntime")[name].stat().st_size
+    rows = {(row["runtime"], row["graph"], row["precision"]): row for row in half.manifest.parity}
+    assert rows["onnxruntime", "chain", "float32"]["max_abs_diff"] < 1e-3  # from the stored weights nothing is lost
+    rounded = next(row for row in half.manifest.parity if row["runtime"] == "pytorch")
+    assert 0 < rounded["max_abs_diff"] < rounded["tolerance"]
+    assert np.abs(half.golden().logits - bundle.golden().logits).max() == pytest.approx(rounded["max_abs_diff"], rel=10)
+    metrics = {row["runtime"]: row for row in half.manifest.metrics}
+    assert set(metrics) == {"pytorch", *BOTH}
+    for row in metrics.values():
+        assert (row["dataset"], row["split"], row["samples"]) == ("scenes", "val", 8)
+        assert 0 <= row["mIoU"] <= 100 and {"oIoU", "Pr@50", "Pr@90", "precision"} <= set(row)
+
+
+def test_a_corrupted_graph_stops_the_export_and_leaves_nothing(tmp_path, checkpoint):
+    def corrupt(graph, precision, folder):
+        path = to_onnx(graph, precision, folder)
+        if graph.graph.name == "mask_decoder":
+            model = onnx.load(path)
+            # Of an attention: a channel of a convolution may be dead behind its ReLU, and then no one sees it.
+            weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [32, 32])
+            values = numpy_helper.to_array(weight).copy()
+            values[16, 16] += 10
+            weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+            onnx_graph.write(model, path)
+        return path
+
+    options = Options(runtimes=("onnxruntime",))
+    with pytest.raises(ExportError, match=r"mask_decoder .* onnxruntime .* float32: logits differs by \d"):
+        export(checkpoint, tmp_path / "out", options, lowerings={**LOWERINGS, "onnxruntime": corrupt})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lowering_that_fails_leaves_what_was_there(tmp_path, checkpoint, bundle):
+    def fail(graph, precision, folder):
+        (folder / "half-written").write_text("...")
+        raise ExportError("no room")
+
+    before = {path: path.stat().st_mtime_ns for path in bundle.path.rglob("*")}
+    with pytest.raises(ExportError, match="no room"):
+        export(checkpoint, bundle.path, Options(runtimes=("openvino",), overwrite=True), lowerings={"openvino": fail})
+    assert {path: path.stat().st_mtime_ns for path in bundle.path.rglob("*")} == before
+    assert not [path for path in bundle.path.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_module_that_pytorch_cannot_export_is_named():
+    class Opaque(torch.nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(np.sort(x.numpy()))
+
+    with pytest.raises(ExportError, match="PyTorch could not export text_encoder"):
+        onnx_graph.trace("text_encoder", Opaque().eval(), {"tokens": torch.zeros(1, 4)}, ["sorted"])
+
+
+def test_weights_that_float16_does_not_hold_stay_as_they_are():
+    layer = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1e6, 1.0], [0.1, 2.0]]))
+    before = layer.weight.clone()
+    onnx_graph.round_to_float16(layer)
+    assert torch.equal(layer.weight, before)
+    graph = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(before.detach().numpy(), "w")])
+    assert onnx_graph.store_as_float16(onnx.helper.make_model(graph)) == 0
+
+
+def test_int8_asks_for_a_quantized_checkpoint(tmp_path, checkpoint):
+    with pytest.raises(ExportError, match="quantized checkpoint"):
+        export(checkpoint, tmp_path / "out", Options(precision="int8"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_vocabulary_is_refused(tmp_path):
+    path = tmp_path / "words.pth"
+    save_model(path, CRIS(architecture(vocab_size=1000)))
+    with pytest.raises(ExportError, match="1000 tokens"):
+        export(path, tmp_path / "out", Options())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_runtime_that_is_not_installed_is_named_with_its_pip_line(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr("cris_edge.backends.registry.is_available", lambda name: name != "openvino")
+    with pytest.raises(RuntimeMissingError, match="pip install openvino"):
+        export(checkpoint, tmp_path / "out", Options())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"runtimes": ("onnxruntime", "tensorflow")}, "tensorflow"),
+        ({"runtimes": ()}, "No runtime"),
+        ({"precision": "fp8"}, "fp8"),
+        ({"max_drop": 0.5}, "--data"),
+        ({"data": "x.jsonl", "max_drop": -1.0}, "-1"),
+        ({"soc": "SM8550"}, "SM8550"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_any_work(given, said):
+    with pytest.raises(OptionError, match=said):
+        Options(**given)
+
+
+def test_a_drop_beyond_the_limit_fails_with_the_figures():
+    before = {"mIoU": 61.0}
+    after = {"mIoU": 60.2, "runtime": "openvino", "precision": "bfloat16"}
+    require_accuracy(before, after, Options(data="val.jsonl", max_drop=0.9))
+    require_accuracy(before, after, Options(data="val.jsonl"))
+    with pytest.raises(ExportError, match=r"openvino in bfloat16 .* 60\.20 on val\.jsonl, 0\.80 points below"):
+        require_accuracy(before, after, Options(data="val.jsonl", max_drop=0.5))
+    with pytest.raises(ExportError):
+        require_accuracy(before, {**after, "mIoU": float("nan")}, Options(data="val.jsonl", max_drop=0.5))
+
+
+def test_the_command_line_says_in_one_line_what_was_wrong(tmp_path):
+    wrong = tmp_path / "notes.txt"
+    wrong.write_text("not a checkpoint")
+    result = CliRunner().invoke(main, ["--checkpoint", str(wrong), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "notes.txt" in result.stderr
+    assert list(tmp_path.iterdir()) == [wrong]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--runtimes", "tensorflow"], ["--precision", "fp8"], ["--max-drop", "0.5"], ["--max-drop", "much"]],
+)
+def test_wrong_usage_exits_with_2(arguments, tmp_path):
+    given = ["--checkpoint", "x", "--output", str(tmp_path / "out"), *arguments] if arguments else []
+    assert CliRunner().invoke(main, given).exit_code == 2
+
+
+def test_data_that_is_not_there_stops_before_any_work(tmp_path, checkpoint):
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--data", "absent.jsonl"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "absent.jsonl" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_argument_that_the_checkpoint_contradicts_is_an_error(tmp_path, checkpoint):
+    with pytest.raises(CheckpointError, match="word_len"):
+        export(checkpoint, tmp_path / "out", Options(word_len=22))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_exporter_leaves_logging_as_it_was():
+    level = logging.getLogger("torch.onnx").level
+    with pytest.raises(ExportError):
+        onnx_graph.trace("g", torch.nn.Identity(), {}, ["y"])
+    assert logging.getLogger("torch.onnx").level == level

@@ -1,0 +1,193 @@
+"""The comparison itself: what it lets pass, what it stops, and how it says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cris_edge.errors import ExportError
+from runtimes.network import Network, example_inputs, of_modules
+from runtimes.parity import CHAIN, FLOAT32, Reference, check, check_storage, largest_difference, mask_iou
+from runtimes.probes import Probes, full_length
+
+GRAPHS = ("image_encoder", "text_encoder", "mask_decoder", CHAIN)
+
+
+class Image(nn.Module):
+    """One feature map."""
+
+    input_names, output_names = ("image",), ("visual",)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward(self, image):
+        return self.conv(image)
+
+
+class Text(nn.Module):
+    """A kernel, and a bias with an infinity, as masks have them."""
+
+    input_names, output_names = ("tokens",), ("kernel", "mask")
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+
+    def forward(self, tokens):
+        kernel = self.table(tokens).mean(1)[:, :, None, None]
+        return kernel, torch.where(tokens == 0, -torch.inf, 0.0)
+
+
+class Mask(nn.Module):
+    """Their product."""
+
+    input_names, output_names = ("visual", "kernel"), ("logits",)
+
+    def forward(self, visual, kernel):
+        return (visual * kernel).sum(1, keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    images = tuple((f"image {i}", random.normal(size=(1, 3, 32, 32)).astype(np.float32)) for i in range(2))
+    sentences = tuple((f"sentence {i}", np.array([[9, i + 1, 0]])) for i in range(2))
+    probes = Probes(images, sentences, ((0, 0), (1, 1), (0, 1)), np.zeros((0, 32, 32, 3), np.uint8), ())
+    modules = tuple(module.eval() for module in (Image(), Text(), Mask()))
+    network = of_modules(modules)
+    logits = [network.logits(images[image][1], sentences[text][1]) for image, text in probes.pairs]
+    return Reference(probes, modules, logits, 0.35)
+
+
+def altered(reference: Reference, graph: str, tensor: str, change) -> Network:
+    """PyTorch's network, but one tensor of one graph is changed on its way out."""
+    right = of_modules(reference.modules)
+    graphs = {name: right._graphs[name] for name in GRAPHS[:3]}
+
+    def wrong(inputs):
+        outputs = dict(right._graphs[graph](inputs))
+        outputs[tensor] = change(outputs[tensor])
+        return outputs
+
+    return Network(graphs | {graph: wrong})
+
+
+def test_the_same_network_passes_and_gives_an_entry_for_each_graph(reference):
+    rows = check(reference, of_modules(reference.modules), "onnxruntime", "float32")
+    assert [row["graph"] for row in rows] == list(GRAPHS)
+    assert all(row["max_abs_diff"] == 0 and row["tolerance"] > 0 for row in rows)
+    assert [row["mask_iou"] for row in rows] == [None, None, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("graph", "tensor"), [("image_encoder", "visual"), ("text_encoder", "kernel"), ("mask_decoder", "logits")]
+)
+def test_a_difference_beyond_the_tolerance_names_graph_runtime_and_tensor(reference, graph, tensor):
+    network = altered(reference, graph, tensor, lambda array: array + 3e-3 * max(1.0, float(np.abs(array).max())))
+    with pytest.raises(ExportError, match=rf"{graph} .* openvino .* float32: {tensor} differs by 0\.00\d+ for "):
+        check(reference, network, "openvino", "float32")
+
+
+def test_a_difference_within_the_tolerance_is_recorded(reference):
+    network = altered(reference, "mask_decoder", "logits", lambda array: array + np.float32(5e-4))
+    rows = {row["graph"]: row for row in check(reference, network, "openvino", "float32")}
+    for graph in ("mask_decoder", CHAIN):
+        assert rows[graph]["max_abs_diff"] == pytest.approx(5e-4, rel=1e-2)
+        assert rows[graph]["tolerance"] == FLOAT32
+    assert rows["image_encoder"]["max_abs_diff"] == 0
+
+
+def test_errors_that_only_add_up_in_the_chain_are_found(reference):
+    # Within the tolerance of the feature, not within that of the logits: the network is fed a larger kernel here.
+    scaled = [logits + np.float32(2e-3) for logits in reference.logits]
+    other = Reference(reference.probes, reference.modules, scaled, reference.threshold)
+    with pytest.raises(ExportError, match="chain of the three graphs"):
+        check(other, of_modules(reference.modules), "onnxruntime", "float32")
+
+
+def test_not_a_number_is_a_mismatch(reference):
+    def poison(array):
+        array = array.copy()
+        array.flat[5] = np.nan
+        return array
+
+    with pytest.raises(ExportError, match="differs by nan"):
+        check(reference, altered(reference, "mask_decoder", "logits", poison), "onnxruntime", "float32")
+
+
+def test_an_output_of_another_shape_is_a_mismatch(reference):
+    network = altered(reference, "image_encoder", "visual", lambda array: array[:, :3])
+    with pytest.raises(ExportError, match="visual"):
+        check(reference, network, "onnxruntime", "float32")
+
+
+def test_bfloat16_may_differ_as_far_as_pytorch_in_bfloat16_does_and_not_much_more(reference):
+    rows = check(reference, of_modules(reference.modules, "bfloat16"), "openvino", "bfloat16")
+    chain = rows[-1]
+    assert FLOAT32 < chain["max_abs_diff"] < chain["tolerance"] < 1
+    largest = max(float(np.abs(logits).max()) for logits in reference.logits)
+    with pytest.raises(ExportError, match="bfloat16"):
+        check(
+            reference,
+            altered(reference, "mask_decoder", "logits", lambda array: array + np.float32(0.2 * largest)),
+            "openvino",
+            "bfloat16",
+        )
+
+
+def test_a_precision_without_a_stated_tolerance_is_refused(reference):
+    with pytest.raises(ExportError, match="int4"):
+        check(reference, of_modules(reference.modules), "openvino", "int4")
+
+
+def test_rounded_weights_are_held_against_the_network_before(reference):
+    row = check_storage(reference, [logits + np.float32(1e-4) for logits in reference.logits])
+    assert row["max_abs_diff"] == pytest.approx(1e-4, rel=1e-2) and row["mask_iou"] > 0.9
+    with pytest.raises(ExportError, match="float16"):
+        check_storage(reference, [logits * 1.2 for logits in reference.logits])
+
+
+def test_example_inputs_follow_the_names(reference):
+    inputs = example_inputs(reference.modules, reference.probes.images[0][1], reference.probes.sentences[0][1])
+    assert {name: list(tensors) for name, tensors in inputs.items()} == {
+        "image_encoder": ["image"],
+        "text_encoder": ["tokens"],
+        "mask_decoder": ["visual", "kernel"],
+    }
+
+
+def test_a_decoder_input_that_no_encoder_gives_is_named(reference):
+    decoder = Mask()
+    decoder.input_names = ("visual", "depth")
+    with pytest.raises(ExportError, match="depth"):
+        example_inputs((*reference.modules[:2], decoder), *(group[0][1] for group in _inputs(reference)))
+
+
+def _inputs(reference):
+    return reference.probes.images, reference.probes.sentences
+
+
+def test_largest_difference_of_infinities_and_nan():
+    assert largest_difference(np.array([-np.inf, 1.0]), np.array([-np.inf, 1.5])) == 0.5
+    assert largest_difference(np.array([np.inf]), np.array([-np.inf])) == np.inf
+    assert np.isnan(largest_difference(np.array([np.nan, 0]), np.array([0, 0])))
+
+
+def test_mask_iou_is_taken_at_the_threshold():
+    logits = np.array([-1.0, -0.5, 2.0])  # the threshold 0.35 lies at -0.62
+    assert mask_iou(logits, logits, 0.35) == 1
+    assert mask_iou(logits, np.array([-1.0, -0.7, 2.0]), 0.35) == 0.5
+    assert mask_iou(np.full(3, -9.0), np.full(3, -8.0), 0.35) == 1
+
+
+@pytest.mark.parametrize("word_len", [3, 17, 22, 77])
+def test_the_long_sentence_fills_every_token(word_len):
+    from cris_edge.tokenizer import Tokenizer
+
+    tokens = Tokenizer()(full_length(word_len), length=word_len)
+    assert tokens.shape == (1, word_len) and tokens[0, -1] == tokens.max() == 49407
