@@ -1,0 +1,219 @@
+"""The import arrows: benchmarks, examples, tests -> runtimes -> quantization -> training -> cris_edge, never back."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FOLDERS = ("cris_edge", "training", "quantization", "runtimes", "benchmarks", "examples", "tests")
+
+# Which of the project's own folders a folder may import from.
+ARROWS = {
+    "cris_edge": {"cris_edge"},
+    "training": {"training", "cris_edge"},
+    "quantization": {"quantization", "training", "cris_edge"},
+    "runtimes": {"runtimes", "quantization", "training", "cris_edge"},
+    "benchmarks": {"benchmarks", "runtimes", "quantization", "training", "cris_edge"},
+    "examples": {"cris_edge"},
+    "tests": set(FOLDERS),
+}
+
+RUNTIMES = {"onnxruntime", "onnxruntime_qnn", "openvino"}
+
+# What a folder may not import from outside. `cris_edge` is stricter: it may import only what its table names.
+FOREIGN = {
+    "training": RUNTIMES | {"onnx", "nncf"},
+    "quantization": RUNTIMES | {"onnx"},
+    "examples": RUNTIMES | {"torch", "onnx", "nncf"},
+}
+SDK_MAY_IMPORT = {"numpy", "cv2", "tokenizers", "ftfy", "PIL"}
+BACKENDS = "cris_edge/backends/"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One module that a file imports."""
+
+    where: str  # file:line, relative to the root
+    file: str
+    module: str  # absolute dotted name
+    lazy: bool  # runs only when a function is called, or never (type checking)
+
+    @property
+    def top(self) -> str:
+        return self.module.partition(".")[0]
+
+
+class _Walker(ast.NodeVisitor):
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.found: list[Import] = []
+        self.depth = 0
+
+    def _add(self, node: ast.AST, module: str) -> None:
+        self.found.append(Import(f"{self.file}:{getattr(node, 'lineno', 0)}", self.file, module, self.depth > 0))
+
+    def _deeper(self, nodes: list[ast.stmt]) -> None:
+        self.depth += 1
+        for node in nodes:
+            self.visit(node)
+        self.depth -= 1
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self._deeper(node.body)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_If(self, node: ast.If) -> None:
+        if ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            self._deeper(node.body)
+            for other in node.orelse:
+                self.visit(other)
+        else:
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self._add(node, alias.name)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        package = list(Path(self.file).parts[:-1])
+        base = package[: len(package) - node.level + 1] if node.level else []
+        module = ".".join([*base, *([node.module] if node.module else [])])
+        self._add(node, module)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = ast.unparse(node.func).rpartition(".")[2]
+        if name in {"import_module", "__import__"} and node.args:
+            argument = node.args[0]
+            module = argument.value if isinstance(argument, ast.Constant) else None
+            if isinstance(module, str) and not module.startswith("."):
+                self._add(node, module)
+        self.generic_visit(node)
+
+
+def walk(file: str, source: str) -> list[Import]:
+    """Every import of a file, `importlib.import_module("name")` included."""
+    walker = _Walker(file)
+    walker.visit(ast.parse(source, filename=file))
+    return walker.found
+
+
+def files(folder: str) -> Iterator[Path]:
+    return (path for path in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in path.parts)
+
+
+def imports(folder: str) -> list[Import]:
+    return [
+        found
+        for path in files(folder)
+        for found in walk(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    ]
+
+
+def public_names() -> set[str]:
+    """`cris_edge.__all__`, read without importing the package."""
+    tree = ast.parse((ROOT / "cris_edge" / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError("cris_edge/__init__.py has no literal __all__")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_own_folders_follow_the_arrows(folder: str) -> None:
+    wrong = [
+        f"{found.where} imports {found.module}"
+        for found in imports(folder)
+        if found.top in FOLDERS and found.top not in ARROWS[folder]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", sorted(FOREIGN))
+def test_foreign_packages_stay_in_their_rooms(folder: str) -> None:
+    wrong = [f"{found.where} imports {found.module}" for found in imports(folder) if found.top in FOREIGN[folder]]
+    assert not wrong
+
+
+def test_sdk_imports_only_what_an_app_embeds() -> None:
+    wrong = []
+    for found in imports("cris_edge"):
+        if found.top in sys.stdlib_module_names or found.top == "cris_edge":
+            continue
+        allowed = found.top in SDK_MAY_IMPORT
+        allowed |= found.top == "click" and found.file == "cris_edge/cli.py"
+        allowed |= found.top in RUNTIMES and found.file.startswith(BACKENDS) and found.lazy
+        if not allowed:
+            wrong.append(f"{found.where} imports {found.module}" + ("" if found.lazy else " at the top of the module"))
+    assert not wrong
+
+
+def test_each_runtime_has_one_backend_file() -> None:
+    homes: dict[str, set[str]] = {}
+    for found in imports("cris_edge"):
+        if found.top in {"openvino", "onnxruntime_qnn"}:
+            homes.setdefault(found.top, set()).add(found.file)
+    assert all(len(home) == 1 for home in homes.values()), homes
+
+
+def test_examples_use_the_public_names_only() -> None:
+    public = public_names()
+    wrong = []
+    for path in files("examples"):
+        file = path.relative_to(ROOT).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=file)
+        for node in ast.walk(tree):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.startswith("cris_edge.")]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "cris_edge":
+                inner = (node.module or "").partition(".")[2]
+                names = [inner] if inner else [alias.name for alias in node.names if alias.name not in public]
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cris_edge":
+                names = [node.attr] if node.attr not in public else []
+            wrong += [f"{file}:{getattr(node, 'lineno', 0)} uses {name}" for name in names]
+    assert not wrong
+
+
+def test_file_names_never_shadow_a_library() -> None:
+    libraries = RUNTIMES | {"torch", "onnx", "nncf", "click", "tqdm", "matplotlib", "skimage"} | SDK_MAY_IMPORT
+    shadows = [path for folder in FOLDERS for path in files(folder) if path.stem in libraries]
+    # An example is run as a script, which puts its own folder in front of the standard library.
+    shadows += [path for path in files("examples") if path.stem in sys.stdlib_module_names]
+    assert not [path.relative_to(ROOT).as_posix() for path in shadows]
+
+
+def test_the_walker_sees_what_it_must_see() -> None:
+    source = """
+import os, openvino as ov
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import torch
+from ..errors import InputError
+from . import base
+def compile():
+    import onnxruntime
+    importlib.import_module("nncf.torch")
+class A:
+    import onnx
+"""
+    found = {(one.module, one.lazy) for one in walk("cris_edge/backends/ov.py", source)}
+    assert found == {
+        ("os", False),
+        ("openvino", False),
+        ("typing", False),
+        ("torch", True),
+        ("cris_edge.errors", False),
+        ("cris_edge.backends", False),
+        ("onnxruntime", True),
+        ("nncf.torch", True),
+        ("onnx", False),
+    }
