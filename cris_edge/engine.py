@@ -159,4 +159,4 @@ def _abandon(graphs: Graphs) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    pass
+    os.register_at_fork(after_in_child=_after_fork)
