@@ -1,0 +1,142 @@
+"""``python -m runtimes.agreement``: does a bundle give PyTorch's masks on photos, at their original resolution?
+
+Export compares logits on a few probes; this follows labelled data all the way to the mask, through the SDK, in each
+runtime, in float32 and in the precision that the runtime chooses, and says how far logits and masks are apart.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from cris_edge.bundle import Bundle
+from cris_edge.errors import CrisEdgeError
+from cris_edge.image import postprocess, preprocess
+from cris_edge.metrics import iou
+from cris_edge.tokenizer import Tokenizer
+from training.checkpoint import load_model
+from training.data.samples import Source, open_source
+from training.evaluate import BundlePredictor, Predictor, TorchPredictor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One runtime beside PyTorch.
+
+    Attributes:
+        runtime: its name.
+        precision: what it really computed in.
+        sentences: how many were compared.
+        logit_scale: largest absolute logit of PyTorch.
+        logit_difference: largest absolute difference of a logit.
+        mean_logit_difference: the mean of it over all pixels.
+        foreground: PyTorch's share of mask pixels, mean over the sentences; near 0 or 1 the comparison says little.
+        mask_iou: mean over the sentences of the IoU with PyTorch's mask on the original image.
+        worst_mask_iou: the smallest of these.
+    """
+
+    runtime: str
+    precision: str
+    sentences: int
+    logit_scale: float
+    logit_difference: float
+    mean_logit_difference: float
+    foreground: float
+    mask_iou: float
+    worst_mask_iou: float
+
+
+def compare(
+    reference: Predictor, others: Sequence[Predictor], source: Source, *, threshold: float, limit: int | None = None
+) -> list[Agreement]:
+    """Ask all of them the same: every sentence of the first `limit` examples of `source`."""
+    count = len(source) if limit is None else min(limit, len(source))
+    tokenizer = Tokenizer()
+    scale, foreground = 0.0, []
+    differences: list[list[tuple[float, float]]] = [[] for _ in others]
+    overlaps: list[list[float]] = [[] for _ in others]
+    for index in tqdm(range(count), desc="compare", disable=None, unit="image"):
+        example = source.load(index, reference.input_size)
+        pixels, letterbox = preprocess(example.image, reference.input_size)
+        tokens = tokenizer(example.sentences, length=reference.word_len)
+        expected = reference.logits(pixels, tokens)
+        masks = [postprocess(row[None], letterbox) > threshold for row in expected]
+        scale = max(scale, float(np.abs(expected).max()))
+        foreground += [float(mask.mean()) for mask in masks]
+        for number, other in enumerate(others):
+            found = other.logits(pixels, tokens)
+            difference = np.abs(found - expected)
+            differences[number].append((float(difference.max()), float(difference.mean())))
+            # Two empty masks agree; the metric's IoU of them is 0.
+            overlaps[number] += [
+                iou(mine, mask) if mine.any() or mask.any() else 1.0
+                for mine, mask in (
+                    (postprocess(row[None], letterbox) > threshold, m) for row, m in zip(found, masks, strict=True)
+                )
+            ]
+    return [
+        Agreement(
+            runtime=other.runtime,
+            precision=other.precision,
+            sentences=len(foreground),
+            logit_scale=scale,
+            logit_difference=max(largest for largest, _ in differences[number]),
+            mean_logit_difference=float(np.mean([mean for _, mean in differences[number]])),
+            foreground=float(np.mean(foreground)),
+            mask_iou=float(np.mean(overlaps[number])),
+            worst_mask_iou=min(overlaps[number]),
+        )
+        for number, other in enumerate(others)
+    ]
+
+
+def predictors(bundle: Path) -> list[BundlePredictor]:
+    """Each runtime of a bundle in float32 and, where that is another one, in the precision of its own choice."""
+    found = []
+    for runtime in Bundle.open(bundle).manifest.runtimes:
+        forced = BundlePredictor(bundle, runtime, precision="float32")
+        chosen = BundlePredictor(bundle, runtime)
+        found += [forced] if chosen.precision == forced.precision else [forced, chosen]
+    return found
+
+
+@click.command(help=__doc__)
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="What the bundle was exported from.")
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="The model folder.")
+@click.option("--data", required=True, help="FILE.jsonl, or scenes:SPLIT:LENGTH:SEED.")
+@click.option("--limit", type=click.IntRange(min=1), help="Images, from the first.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+def main(checkpoint: Path, bundle: Path, data: str, limit: int | None, as_json: bool) -> None:
+    """Print a row for each runtime and precision."""
+    try:
+        others = predictors(bundle)
+        reference = TorchPredictor(load_model(checkpoint))
+        source = open_source(data, by_image=True)
+        rows = compare(reference, others, source, threshold=others[0].threshold, limit=limit)
+    except CrisEdgeError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    names: list[str] = list(asdict(rows[0]))
+    click.echo("| " + " | ".join(name.replace("_", " ") for name in names) + " |")
+    click.echo("|" + "---|" * len(names))
+    for row in rows:
+        click.echo("| " + " | ".join(_shown(value) for value in asdict(row).values()) + " |")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What `runtimes.agreement` says of predictors whose differences are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from runtimes.agreement import compare, main
+from training.data.samples import open_source
+
+SIZE = 128
+
+
+class Blob:
+    """Finds a square of side 16 at a place that depends on the sentence, `moved` logits to the right of it."""
+
+    def __init__(self, moved: int = 0, louder: float = 0.0, silent: bool = False) -> None:
+        self.input_size, self.word_len, self.runtime, self.precision = SIZE, 17, "a fake", "float32"
+        self.moved, self.louder, self.silent = moved, louder, silent
+
+    def logits(self, pixels: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        assert pixels.shape == (1, 3, SIZE, SIZE)
+        found = np.full((len(tokens), 1, SIZE // 4, SIZE // 4), -4.0, np.float32)
+        for row, sentence in zip(found, tokens, strict=True):
+            column = int(sentence.sum()) % 8 + self.moved
+            if not self.silent:
+                row[0, 8:24, column : column + 16] = 4.0 + self.louder
+        return found
+
+
+def test_known_differences() -> None:
+    source = open_source("scenes:val:3:1", by_image=True)
+    same, louder, moved, silent = compare(
+        Blob(), [Blob(), Blob(louder=0.5), Blob(moved=4), Blob(silent=True)], source, threshold=0.35
+    )
+    assert same.logit_difference == 0 and same.worst_mask_iou == pytest.approx(1)
+    assert same.sentences == 12 and same.logit_scale == 4
+    assert 0.2 < same.foreground < 0.6
+    assert louder.logit_difference == 0.5 and louder.mean_logit_difference == pytest.approx(0.5 / 4)
+    assert moved.mask_iou == pytest.approx(12 / 20, abs=0.05)
+    assert silent.mask_iou == 0
+
+
+def test_masks_that_are_both_empty_agree() -> None:
+    source = open_source("scenes:val:1:1", by_image=True)
+    (row,) = compare(Blob(silent=True), [Blob(silent=True)], source, threshold=0.35, limit=1)
+    assert row.mask_iou == 1 and row.foreground == 0
+
+
+def test_an_error_is_one_sentence(tmp_path: Path) -> None:
+    arguments = ["--checkpoint", "none.pt", "--bundle", str(tmp_path / "none"), "--data", "scenes:val:1:1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and len(result.stderr.strip().splitlines()) == 1
