@@ -9,6 +9,8 @@ import pytest
 
 # Set before anything imports torch: the suite is many small products, which more threads only slow down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# ONNX Runtime starts to report home when it is imported, unless this is set before; a test may import it first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
