@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,12 +33,29 @@ class Network(nn.Module):
         """Return logits (N, 1, S/4, S/4) and decoded features (N, C, S/16, S/16), adapted where there is an adapter."""
         project = project_taps if image.device.type == "cpu" and self.model.proj.contrastive else _project
         if self.recompute:
-            decoded, sentence = checkpoint(self.model.decode, image, tokens, use_reentrant=False)
-            logits = checkpoint(project, self.model.proj, decoded, sentence, use_reentrant=False)
+            options: dict[str, Any] = {"use_reentrant": False, "context_fn": self._contexts}
+            decoded, sentence = checkpoint(self.model.decode, image, tokens, **options)
+            logits = checkpoint(project, self.model.proj, decoded, sentence, **options)
         else:
             decoded, sentence = self.model.decode(image, tokens)
             logits = project(self.model.proj, decoded, sentence)
         return logits, decoded if self.adapter is None else self.adapter(decoded)
+
+    def _contexts(self) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+        return contextlib.nullcontext(), self._still()
+
+    @contextlib.contextmanager
+    def _still(self) -> Iterator[None]:
+        """Recompute without counting the batch in the running statistics a second time."""
+        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        before = [norm.momentum for norm in norms]
+        try:
+            for norm in norms:
+                norm.momentum = 0.0
+            yield
+        finally:
+            for norm, momentum in zip(norms, before, strict=True):
+                norm.momentum = momentum
 
 
 def attention(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ From the reference implementation's own files:
 
     python -m training.prepare --anns anns/refcoco --masks masks/refcoco --images coco/train2014 --output data/refcoco
 
-What is missing or broken in a folder or a file:
+What is missing or broken in a folder or a file; with --output, the sound samples are written there:
 
     python -m training.prepare --check data/refcoco
 """
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cris_edge.errors import CrisEdgeError, DataError, OptionError
-from training.data.check import Findings, check_file
+from training.data.check import Findings, check_file, write_sound
 from training.data.refer import compare_with_published, read_anns, read_refer, write_samples
 
 logger = logging.getLogger("cris_edge.training")
@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--instances", type=Path, help="COCO's instances (default: instances.json beside --refs)")
     result.add_argument("--masks", type=Path, help="the reference's folder masks/DATASET, with --anns")
     result.add_argument("--images", type=Path, help="the folder train2014")
-    result.add_argument("--output", type=Path, help="the folder to write SPLIT.jsonl into")
+    result.add_argument(
+        "--output", type=Path, help="the folder to write SPLIT.jsonl into; with --check, the sound samples"
+    )
     return result
 
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = parser().parse_args(arguments)
     try:
-        return _check(options.check) if options.check else _prepare(options)
+        return _check(options.check, options.output) if options.check else _prepare(options)
     except (CrisEdgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -90,13 +92,17 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(path: Path) -> int:
+def _check(path: Path, output: Path | None) -> int:
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"there is no JSON Lines file in {path}; prepare the data first.")
     findings = Findings()
     for file in files:
-        check_file(file, findings)
+        sound = check_file(file, findings)
+        if output is not None and (output / file.name).resolve() == file.resolve():
+            raise OptionError(f"--output {output} holds {file.name} itself; give another folder for the sound samples.")
+        if output is not None:
+            write_sound(sound, file, output / file.name)
     print(findings.report())
     return 1 if findings.problems else 0
 

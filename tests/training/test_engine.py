@@ -63,8 +63,12 @@ def test_accumulation_divides_the_memory_and_not_the_batch(
 def test_recomputed_activations_give_the_same_losses(
     tiny_run: Callable[..., Any], losses: Callable[[Path], dict[int, float]], tmp_path: Path
 ) -> None:
-    run(tiny_run(dropout=0.3), tmp_path / "kept")
-    run(tiny_run(dropout=0.3, gradient_checkpointing=True), tmp_path / "recomputed")
+    kept = run(tiny_run(dropout=0.3, learning_rate=1e-4), tmp_path / "kept").model.state_dict()
+    changes = {"dropout": 0.3, "learning_rate": 1e-4, "gradient_checkpointing": True}
+    recomputed = run(tiny_run(**changes), tmp_path / "recomputed").model.state_dict()
+    for name in kept:
+        if "running" in name:  # each batch counts once, though it is computed twice
+            torch.testing.assert_close(recomputed[name], kept[name], atol=1e-3, rtol=1e-2)
     assert losses(tmp_path / "kept") == pytest.approx(losses(tmp_path / "recomputed"), rel=1e-4)
 
 
@@ -73,8 +77,8 @@ def test_recomputed_activations_give_the_same_losses(
 def test_a_compiled_network_gives_the_same_losses(
     tiny_run: Callable[..., Any], losses: Callable[[Path], dict[int, float]], tmp_path: Path
 ) -> None:
-    run(tiny_run(dropout=0.0, steps=3), tmp_path / "eager")
-    run(tiny_run(dropout=0.0, steps=3, compile=True), tmp_path / "compiled")
+    run(tiny_run(dropout=0.0, steps=3, learning_rate=1e-4), tmp_path / "eager")
+    run(tiny_run(dropout=0.0, steps=3, learning_rate=1e-4, compile=True), tmp_path / "compiled")
     assert losses(tmp_path / "eager") == pytest.approx(losses(tmp_path / "compiled"), rel=1e-3)
 
 

@@ -161,6 +161,7 @@ def test_check_counts_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({**fine, "mask": {"size": [30, 20], "counts": [100, 500]}}, "mask of another size than its image"),
         ({**fine, "mask": {"size": [20, 30], "counts": [100]}}, "mask cannot be decoded"),
         ({**fine, "mask": "text.jpg"}, "mask cannot be decoded"),
+        ({**fine, "mask": [[50.0, 50.0, 90.0, 50.0, 90.0, 90.0]]}, "polygons damaged or outside their image"),
         ({**fine, "sentences": ["cup", "  "]}, "sentence empty"),
         ({**fine, "sentences": []}, "no sentence"),
         ({"image": "a.jpg"}, "line is not an object with image, sentences and mask"),
@@ -170,9 +171,13 @@ def test_check_counts_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["--check", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     expected = Counter(kind for _, kind in cases if kind) + Counter([cases[-1][1]])
-    assert f"16 samples, {sum(expected.values())} problems" in out
+    assert f"{len(cases) + 1} samples, {sum(expected.values())} problems" in out
     for kind, count in expected.items():
         assert f"{count}  {kind}, first all.jsonl, line" in out
+    assert main(["--check", str(tmp_path), "--output", str(tmp_path / "sound")]) == 1
+    assert len(read_samples(tmp_path / "sound" / "all.jsonl")) == 3
+    assert main(["--check", str(tmp_path / "sound")]) == 0
+    assert main(["--check", str(tmp_path), "--output", str(tmp_path)]) == 1
     assert main(["--check", str(tmp_path / "gone.jsonl")]) == 1
     assert main(["--check", str(tmp_path / "none")]) == 1
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -99,6 +100,22 @@ def test_a_checkpoint_is_a_model_of_the_averaged_weights(tiny_run: Callable[...,
     averaged = trainer.ema.model.state_dict()
     assert all(torch.equal(loaded[name], averaged[name]) for name in averaged)
     assert any(not torch.equal(loaded[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_whole_group_told_to_terminate_writes_a_checkpoint(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    config = str(configuration(tmp_path, tiny_run(steps=100_000, workers=2, checkpoint_every=100_000)))
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "training.train", "--recipe", config, "--output", str(output), "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].endswith("of 100000; continue with --resume auto.")
+    assert read_checkpoint(output / "last.pt")["training"]["step"] > 0
 
 
 def test_ctrl_c_writes_a_checkpoint(

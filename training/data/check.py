@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,8 +42,11 @@ class Findings:
         return "\n".join(lines)
 
 
-def check_file(path: Path, findings: Findings) -> None:
+def check_file(path: Path, findings: Findings) -> list[str]:
     """Look at every line of a JSON Lines file and add what is wrong to ``findings``.
+
+    Returns:
+        The lines without a problem.
 
     Raises:
         DataError: the file itself cannot be read.
@@ -52,16 +56,36 @@ def check_file(path: Path, findings: Findings) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the data file {path} cannot be read ({error})") from error
     sizes: dict[Path, Size | str] = {}
+    sound = []
     for number, line in enumerate(tqdm(lines, desc=path.name, disable=None, unit="sample"), start=1):
         if not line.strip():
             continue
         findings.samples += 1
-        for kind in _problems(line, path.parent, sizes):
+        problems = list(_problems(line, path.parent, sizes))
+        if not problems:
+            sound.append(line)
+        for kind in problems:
             findings.problems[kind] += 1
             findings.first.setdefault(kind, f"{path.name}, line {number}")
     if not findings.samples:
         findings.problems["file without samples"] += 1
         findings.first.setdefault("file without samples", path.name)
+    return sound
+
+
+def write_sound(lines: list[str], source: Path, target: Path) -> None:
+    """Write lines of ``source`` to ``target``, their paths made relative to it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    moved = []
+    for line in lines:
+        entry = json.loads(line)
+        for name in ("image", "mask"):
+            if isinstance(entry[name], str):
+                entry[name] = Path(os.path.relpath(source.parent / entry[name], target.parent)).as_posix()
+        moved.append(json.dumps(entry) + "\n")
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.write_text("".join(moved), encoding="utf-8")
+    temporary.replace(target)
 
 
 def _problems(line: str, folder: Path, sizes: dict[Path, Size | str]) -> Iterator[str]:
@@ -115,7 +139,7 @@ def _mask(sample: Sample, size: Size) -> Iterator[str]:
         if not sample.truth(size).any():
             yield "mask empty"
     except DataError:
-        yield "mask cannot be decoded"
+        yield "polygons damaged or outside their image" if isinstance(mask, list) else "mask cannot be decoded"
 
 
 def _mask_size(mask: Any) -> Size | None:

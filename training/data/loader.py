@@ -6,6 +6,7 @@ therefore hold no state, and a checkpoint need carry no sampler beyond the numbe
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -172,3 +173,7 @@ def _quiet_worker(_: int) -> None:
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # Ctrl-C and a scheduler's notice reach the whole process group. Whether to stop is for the trainer to decide, which
+    # first finishes its step; workers end with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
