@@ -205,13 +205,7 @@ class Report:
 
     def remarks(self) -> list[str]:
         """What a reader of the figures has to know."""
-        remarks = list(self.notes)
-        if self.load_before is not None and self.load_before > 0.3:
-            remarks.append(
-                f"Other programs were using the processor (load {self.load_before:.1f} before the first measurement): "
-                f"the figures are worse than this device's, and less sure."
-            )
-        return remarks
+        return [*self.notes, *busy(self.load_before)]
 
     def _heading(self) -> list[str]:
         told, image = self.machine, self.settings["image"]
@@ -308,6 +302,16 @@ def load_average() -> float | None:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
         return None
+
+
+def busy(load: float | None) -> list[str]:
+    """A sentence where other programs were using the processor before a measurement began; else none."""
+    if load is None or load <= 0.3:
+        return []
+    return [
+        f"Other programs were using the processor (load {load:.1f} before the first measurement): the figures are "
+        f"worse than this device's, and less sure."
+    ]
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:

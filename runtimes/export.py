@@ -11,7 +11,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +34,7 @@ from runtimes import onnx_graph
 from runtimes.cost import multiply_accumulates
 from runtimes.lowering import LOWERINGS, Lowering
 from runtimes.network import Array, Network, example_inputs, of_modules
-from runtimes.parity import Reference, check, check_storage, compiled
+from runtimes.parity import Reference, check, check_deploy, check_storage, compiled, state_reduced
 from runtimes.probes import Probes, draw, free_photos
 from training.checkpoint import load_model, read_checkpoint, sha256
 from training.data.samples import Source, open_source
@@ -185,14 +185,16 @@ def _reference(model: CRIS, probes: Probes, precision: str) -> tuple[Reference, 
             for image, text in probes.pairs
         ]
     modules = tuple(module.eval() for module in model.deploy())
-    if precision == "fp32":
-        return Reference(probes, modules, logits, THRESHOLD), []
-    for module in modules:
-        onnx_graph.round_to_float16(module)
-    network = of_modules(modules)
-    rounded = [network.logits(probes.images[image][1], probes.sentences[text][1]) for image, text in probes.pairs]
-    reference = Reference(probes, modules, rounded, THRESHOLD)
-    return reference, [check_storage(reference, logits)]
+    reference = Reference(probes, modules, logits, THRESHOLD)
+    rows = [check_deploy(reference)]
+    rounding = rows[0]["max_abs_diff"]
+    if precision == "fp16":
+        for module in modules:
+            onnx_graph.round_to_float16(module)
+        logits = Reference(probes, modules, logits, THRESHOLD).decoded
+        rows.append(check_storage(Reference(probes, modules, logits, THRESHOLD), reference.logits))
+    reference = replace(reference, logits=logits, rounding=rounding)
+    return reference, rows + state_reduced(reference)
 
 
 def _lower(

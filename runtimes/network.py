@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from cris_edge.errors import ExportError
 from cris_edge.manifest import GRAPHS
@@ -60,7 +63,7 @@ class Network:
 
 
 def of_modules(modules: Sequence[DeployModule], precision: str = "float32") -> Network:
-    """The three deploy modules, run by PyTorch; in another `precision` products and convolutions are computed in it."""
+    """The three deploy modules, run by PyTorch; for another `precision`, every tensor is rounded to it on its way."""
     return Network({name: _graph_of(module, precision) for name, module in zip(GRAPHS, modules, strict=True)})
 
 
@@ -83,14 +86,34 @@ def example_inputs(modules: Sequence[DeployModule], image: Array, tokens: Array)
 
 
 def _graph_of(module: DeployModule, precision: str) -> Graph:
+    arithmetic = nullcontext() if precision == "float32" else _Rounded(getattr(torch, precision))
+
     def run(inputs: Mapping[str, Array]) -> Tensors:
-        # Without its cache, which would keep a copy of every weight in the other precision.
-        arithmetic = torch.autocast(
-            "cpu", getattr(torch, precision), enabled=precision != "float32", cache_enabled=False
-        )
         with torch.inference_mode(), arithmetic:
             found = module(*(torch.from_numpy(inputs[name]) for name in module.input_names))
         outputs = found if isinstance(found, (tuple, list)) else (found,)
-        return {name: output.float().numpy() for name, output in zip(module.output_names, outputs, strict=True)}
+        return {name: output.numpy() for name, output in zip(module.output_names, outputs, strict=True)}
 
     return run
+
+
+class _Rounded(TorchFunctionMode):
+    """Arithmetic of fewer bits on any processor: operands and results rounded to `dtype`, sums kept in float32.
+
+    That is what hardware with such arithmetic does. ``torch.autocast`` would leave most operators in float32, and
+    takes minutes for a convolution that the processor has no instructions for.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            args, kwargs = tree_map(self._round, (args, kwargs or {}))
+            return tree_map(self._round, func(*args, **kwargs))
+
+    def _round(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+            return value.to(self._dtype).float()
+        return value

@@ -1,13 +1,12 @@
 """Whether what a runtime computes is what PyTorch computes, graph by graph and through all three.
 
-In float32 the difference may be 1e-3: of logits absolutely, of features relative to the largest value of their tensor.
-(Logits beyond `SATURATED`, where the sigmoid is 0 or 1 to seven digits, are taken relative to it: what float32 rounds
-grows with the values.)
+In float32 a difference of 1e-3 is allowed: of logits absolute (beyond `SATURATED`, where the sigmoid is 0 or 1 to seven
+digits, relative to that), of features relative to the largest value of their tensor.
 
-In bfloat16 and float16 no one number is right for every network: some hardly notice eight bits of mantissa, some lose
-a good part of their features to them. The measure is therefore the same network in PyTorch with that arithmetic. How
-far it is from itself in float32, on the same probes, is what the arithmetic costs; a runtime may be `SLACK` times as
-far.
+Networks differ in how much of their precision they lose on the way, and for some no fixed number is right. The measure
+is then PyTorch itself. In float32: how far the network and its deploy form, which are equal in exact arithmetic, are
+apart. In bfloat16 and float16: how far the deploy form with that arithmetic is from itself in float32. A runtime may be
+`SLACK` times as far.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from runtimes.probes import Probes
 FLOAT32 = 1e-3  # allowed difference: of logits absolute, of features relative to the largest value of their tensor
 SATURATED = 16.0
 STORAGE = 0.05  # what rounding the weights to float16 may change of the logits, relative to the largest
-SLACK = 4.0  # times what reduced precision costs in PyTorch: a runtime may round where PyTorch does not, twice was seen
+SLACK = 4.0  # times what the arithmetic costs in PyTorch: a runtime sums in another order and rounds at other places
 REDUCED = ("bfloat16", "float16")
 CHAIN = "chain"  # the three graphs, the mask decoder fed by the runtime's own encoders
 
@@ -71,23 +70,26 @@ class Reference:
         modules: The three deploy modules, in the order of `GRAPHS`; each graph is compared with its own.
         logits: (1, 1, S/4, S/4) of every pair, by the network that the chain is compared with.
         threshold: On the sigmoid of logits; where masks are compared.
+        rounding: How far logits of two equal networks of PyTorch in float32 are apart.
     """
 
     probes: Probes
     modules: Sequence[DeployModule]
     logits: Sequence[Array]
     threshold: float
+    rounding: float = 0.0
+
+    @cached_property
+    def decoded(self) -> list[Array]:
+        """Logits of every pair by the deploy modules."""
+        network, (images, texts) = of_modules(self.modules), self._features
+        return [network.decode(images[image], texts[text]) for image, text in self.probes.pairs]
 
     @cached_property
     def _features(self) -> tuple[list[Tensors], list[Tensors]]:
         network = of_modules(self.modules)
         images = [network.encode_image(image) for _, image in self.probes.images]
         return images, [network.encode_text(tokens) for _, tokens in self.probes.sentences]
-
-    @cached_property
-    def _decoded(self) -> list[Array]:
-        network, (images, texts) = of_modules(self.modules), self._features
-        return [network.decode(images[image], texts[text]) for image, text in self.probes.pairs]
 
     def differences(self, network: Network) -> Differences:
         """Run every probe through each graph of `network`, fed by PyTorch, and through the chain, fed by itself."""
@@ -100,7 +102,7 @@ class Reference:
         for (name, tokens), expected in zip(probes.sentences, text_features, strict=True):
             texts.append(network.encode_text(tokens))
             found.add("text_encoder", name, texts[-1], expected)
-        for (image, text), decoded, logits in zip(probes.pairs, self._decoded, self.logits, strict=True):
+        for (image, text), decoded, logits in zip(probes.pairs, self.decoded, self.logits, strict=True):
             fed = network.decode(image_features[image], text_features[text])
             chained = network.decode(images[image], texts[text])
             for graph, ours, theirs in (("mask_decoder", fed, decoded), (CHAIN, chained, logits)):
@@ -108,17 +110,16 @@ class Reference:
                 found.add_mask(graph, mask_iou(ours, theirs, self.threshold))
         return found
 
-    def tolerances(self, precision: str) -> dict[tuple[str, str], float]:
-        """What each tensor of each graph may differ by, absolute; computed once for each precision."""
-        if precision not in self._tolerances:
-            self._tolerances[precision] = self._state(precision)
-        return self._tolerances[precision]
+    def tolerances(self, precision: str, cost: Differences | None = None) -> dict[tuple[str, str], float]:
+        """What each tensor of each graph may differ by, absolute.
 
-    @cached_property
-    def _tolerances(self) -> dict[str, dict[tuple[str, str], float]]:
-        return {}
+        Args:
+            precision: "float32" or one of `REDUCED`.
+            cost: The differences of PyTorch in that precision, where they are known already.
 
-    def _state(self, precision: str) -> dict[tuple[str, str], float]:
+        Raises:
+            ExportError: For any other precision.
+        """
         if precision not in ("float32", *REDUCED):
             raise ExportError(
                 f"The runtime computes in {precision}, for which no tolerance is stated; expected float32, "
@@ -126,18 +127,20 @@ class Reference:
             )
         largest = self._largest_values()
         if precision == "float32":
-            return {
+            stated = {
                 (graph, tensor): FLOAT32 * (max(1.0, value / SATURATED) if tensor == "logits" else value)
                 for (graph, tensor), value in largest.items()
             }
-        cost = self.differences(of_modules(self.modules, precision)).largest
-        rounding = torch.finfo(getattr(torch, precision)).eps  # of a value that is itself computed exactly
-        return {key: SLACK * max(cost[key][0], rounding * value) for key, value in largest.items()}
+            stated[CHAIN, "logits"] = max(stated[CHAIN, "logits"], SLACK * self.rounding)
+            return stated
+        cost = cost or self.differences(of_modules(self.modules, precision))
+        last_digit = torch.finfo(getattr(torch, precision)).eps  # lost even where the value itself was computed exactly
+        return {key: SLACK * max(cost.largest[key][0], last_digit * value) for key, value in largest.items()}
 
     def _largest_values(self) -> dict[tuple[str, str], float]:
         images, texts = self._features
         outputs = {"image_encoder": images, "text_encoder": texts}
-        outputs["mask_decoder"] = [{"logits": logits} for logits in self._decoded]
+        outputs["mask_decoder"] = [{"logits": logits} for logits in self.decoded]
         outputs[CHAIN] = [{"logits": logits} for logits in self.logits]
         return {
             (graph, tensor): max(float(np.abs(run[tensor]).max()) for run in runs) or 1.0
@@ -176,29 +179,72 @@ def check(reference: Reference, network: Network, runtime: str, precision: str) 
     return rows
 
 
+def check_deploy(reference: Reference) -> dict[str, Any]:
+    """Compare the deploy modules with the reference's logits, which are those of the network as it was trained.
+
+    Returns the manifest's entry. Raises `ExportError` when they differ by 1e-3, relative to the largest logit.
+    """
+    largest = max(float(np.abs(logits).max()) for logits in reference.logits)
+    row = _row(reference.decoded, reference.logits, reference.threshold, "float32", FLOAT32 * max(1.0, largest))
+    if not row["max_abs_diff"] <= row["tolerance"]:
+        raise ExportError(
+            f"The network arranged for export is not the one that was trained: logits differ by "
+            f"{row['max_abs_diff']:.3g} in PyTorch, where {row['tolerance']:.3g} is allowed; check the checkpoint for "
+            "batch norms whose running variance is close to zero."
+        )
+    return row
+
+
 def check_storage(reference: Reference, logits: Sequence[Array]) -> dict[str, Any]:
     """Compare the reference, whose weights were rounded to be stored, with the `logits` of the network before that.
 
-    Returns the manifest's entry; raises `ExportError` when rounding changed the logits by more than `STORAGE`.
+    Returns the manifest's entry. Raises `ExportError` when rounding changed the logits by more than `STORAGE`.
     """
-    difference = max(largest_difference(ours, theirs) for ours, theirs in zip(reference.logits, logits, strict=True))
     tolerance = STORAGE * max(float(np.abs(theirs).max()) for theirs in logits)
-    if not difference <= tolerance:
+    row = _row(reference.logits, logits, reference.threshold, "float32, weights stored as float16", tolerance)
+    if not row["max_abs_diff"] <= row["tolerance"]:
         raise ExportError(
-            f"Rounding the weights to float16 changes the logits by {difference:.3g}, where {tolerance:.3g} is "
-            "allowed; export with --precision fp32."
+            f"Rounding the weights to float16 changes the logits by {row['max_abs_diff']:.3g}, where "
+            f"{row['tolerance']:.3g} is allowed; export with --precision fp32."
         )
-    overlap = min(
-        mask_iou(ours, theirs, reference.threshold) for ours, theirs in zip(reference.logits, logits, strict=True)
+    return row
+
+
+def state_reduced(reference: Reference) -> list[dict[str, Any]]:
+    """What reduced precision costs in PyTorch on the golden pairs, and what it may cost on a device not seen here.
+
+    The export compares the precisions that this machine has; `cris-edge verify` runs on machines that have others.
+    """
+    golden = Reference(
+        reference.probes.golden(),
+        reference.modules,
+        reference.logits[: len(reference.probes.golden_prompts)],
+        reference.threshold,
+        reference.rounding,
     )
+    rows = []
+    for precision in REDUCED:
+        found = golden.differences(of_modules(golden.modules, precision))
+        tolerance = golden.tolerances(precision, found)[CHAIN, "logits"]
+        row = {"tensor": "logits", "max_abs_diff": found.largest[CHAIN, "logits"][0], "tolerance": tolerance}
+        rows.append({**_OF_PYTORCH, "precision": precision, **row, "mask_iou": found.mask_iou[CHAIN]})
+    return rows
+
+
+_OF_PYTORCH = {"runtime": "pytorch", "graph": CHAIN}
+
+
+def _row(
+    ours: Sequence[Array], theirs: Sequence[Array], threshold: float, precision: str, tolerance: float
+) -> dict[str, Any]:
+    pairs = list(zip(ours, theirs, strict=True))
     return {
-        "runtime": "pytorch",
-        "graph": CHAIN,
-        "precision": "float32, weights stored as float16",
+        **_OF_PYTORCH,
+        "precision": precision,
         "tensor": "logits",
-        "max_abs_diff": difference,
+        "max_abs_diff": max(largest_difference(*pair) for pair in pairs),
         "tolerance": tolerance,
-        "mask_iou": overlap,
+        "mask_iou": min(mask_iou(*pair, threshold) for pair in pairs),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -37,6 +37,16 @@ class Probes:
     pairs: tuple[tuple[int, int], ...]
     golden_images: Array
     golden_prompts: tuple[str, ...]
+
+    def golden(self) -> Probes:
+        """The golden pairs alone."""
+        pairs = self.pairs[: len(self.golden_prompts)]
+        return replace(
+            self,
+            images=tuple(self.images[image] for image, _ in pairs),
+            sentences=tuple(self.sentences[text] for _, text in pairs),
+            pairs=tuple((index, index) for index in range(len(pairs))),
+        )
 
     def name(self, pair: tuple[int, int]) -> str:
         """What to call a pair in a message."""

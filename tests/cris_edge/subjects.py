@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
-from cris_edge.worker import peak_memory
+from cris_edge.worker import SegmenterSubject, peak_memory
 
 
 class Probe:
@@ -33,3 +34,22 @@ class Probe:
         found = peak_memory()
         del held
         return found
+
+
+class Fragile(SegmenterSubject):
+    """A segmenter whose process ends when it is asked for the third time, in one of the runtimes."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._asked = 0
+
+    def turns(self, count: int) -> list[dict[str, float]]:
+        self._asked += 1
+        if self._asked == 3 and self.info["runtime"] == "onnxruntime":
+            os._exit(9)
+        return super().turns(count)
+
+    def stream(self, seconds: float) -> float:
+        if self.info["runtime"] == "onnxruntime":
+            os._exit(9)
+        return super().stream(seconds)

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from cris_edge.benchmark import Settings, Turns, benchmark, interleave
+from cris_edge.benchmark import Settings, benchmark
 from cris_edge.benchmark_report import CaseReport, Report, device, table
 from cris_edge.cli import main
 from cris_edge.errors import BundleError, DataError, OptionError
-from cris_edge.spread import Spread
 
 FEW = {"runs": 3, "seconds": 0.0, "starts": 1, "stream_seconds": 0.3}
 
@@ -149,49 +148,6 @@ def test_table() -> None:
     assert table(["a", "b"], [["x", "10"]], markdown=True) == "| a |  b |\n| - | -: |\n| x | 10 |"
 
 
-class Fake:
-    """A worker that takes as long as it says."""
-
-    def __init__(self, label: str, seconds: list[float], log: list[str]) -> None:
-        self.label, self.seconds, self.log, self.asked = label, seconds, log, 0
-
-    def ask(self, question: str, *, count: int) -> list[dict[str, float]]:
-        assert question == "turns"
-        self.log.append(self.label)
-        self.asked += 1
-        value = self.seconds[self.asked % len(self.seconds)]
-        return [{"whole": value, "next": value / 2}] * count
-
-
-def test_cases_are_interleaved() -> None:
-    log: list[str] = []
-    fakes: list[Any] = [Fake(label, [1.0], log) for label in "abc"]
-    gathered = interleave(fakes, runs=500, seconds=0)
-    rounds = [log[start : start + 3] for start in range(6, len(log), 3)]  # after the warm-up
-    assert len(rounds) == 10 == len(gathered[0].blocks)
-    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
-    assert len({tuple(order) for order in rounds}) > 1  # none always follows the same one
-    assert [len(turns) for turns in gathered] == [500, 500, 500]
-
-
-def test_noise_is_measured_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cris_edge.benchmark.monotonic", iter(np.arange(0, 1e6, 0.1)).__next__)
-    calm: Any = Fake("calm", [1.0], [])
-    noisy: Any = Fake("noisy", [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0], [])
-    (calm_turns,) = interleave([calm], runs=50, seconds=10)
-    (noisy_turns,) = interleave([noisy], runs=50, seconds=10)
-    assert len(calm_turns) < len(noisy_turns)
-    assert Spread.of(noisy_turns.of("whole")).uncertainty > 0.02
-
-
-def test_turns_by_stage() -> None:
-    turns = Turns()
-    turns.blocks = [[{"whole": 2.0, "next": 1.0}], [{"whole": 4.0, "next": 3.0}]]
-    assert turns.of("next") == [[1.0], [3.0]]
-    assert turns.spreads()["whole"].median == 3.0
-    assert len(turns) == 2
-
-
 @pytest.mark.parametrize("wrong", [{"runs": 0}, {"starts": -1}, {"seconds": -1.0}])
 def test_numbers_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="expected at least one run"):
@@ -245,3 +201,19 @@ def test_report_of_a_bundle_counts_weights_beside_a_graph(tiny: Path) -> None:
     case = CaseReport.of(Bundle.open(tiny), "openvino", info, "auto")
     assert case.label == "tiny openvino NPU float16"
     assert case.row()["whole_p50_ms"] is None
+
+
+def test_a_crash_costs_one_case_and_not_the_others(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnxruntime", "openvino"):
+        pytest.importorskip(name)
+    monkeypatch.setattr("cris_edge.benchmark._SUBJECT", "tests.cris_edge.subjects:Fragile")
+    report = benchmark(Settings(models=(str(tiny),), precisions=("float32",), **{**FEW, "starts": 0}))
+    latency, throughput = report.failures
+    assert latency["case"] == "tiny onnxruntime float32, latency"
+    assert "ended with status 9" in latency["error"]
+    assert throughput["case"] == "tiny onnxruntime float32, throughput"
+    cases = {case.runtime: case for case in report.cases}
+    assert not cases["onnxruntime"].latency
+    assert cases["openvino"].latency["whole"].count >= 3
+    assert cases["openvino"].throughput is not None
+    assert "tiny openvino float32" in report.to_text()

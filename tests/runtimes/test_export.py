@@ -94,10 +94,12 @@ def test_the_manifest_says_what_the_model_is(bundle, checkpoint):
 
 def test_every_graph_and_the_chain_was_compared_in_every_runtime(bundle):
     float32 = {(row["runtime"], row["graph"]) for row in bundle.manifest.parity if row["precision"] == "float32"}
-    assert float32 == {(runtime, graph) for runtime in BOTH for graph in (*GRAPHS, "chain")}
+    assert float32 == {(runtime, graph) for runtime in BOTH for graph in (*GRAPHS, "chain")} | {("pytorch", "chain")}
     assert all(row["max_abs_diff"] <= row["tolerance"] for row in bundle.manifest.parity)
+    stated = {(row["graph"], row["precision"]) for row in bundle.manifest.parity if row["runtime"] == "pytorch"}
+    assert stated == {("chain", precision) for precision in ("float32", "bfloat16", "float16")}
     chains = [row for row in bundle.manifest.parity if row["graph"] == "chain" and row["precision"] == "float32"]
-    assert all(row["tolerance"] == 1e-3 and row["mask_iou"] > 0.99 for row in chains)
+    assert all(row["tolerance"] < 4e-3 and row["mask_iou"] > 0.99 for row in chains)
 
 
 def test_the_golden_logits_are_those_of_the_network(bundle, checkpoint):
@@ -147,7 +149,7 @@ def test_float16_storage_halves_the_bytes_and_changes_the_logits_little(folder, 
         assert path.stat().st_size < 0.75 * bundle.graph_files("onnxruntime")[name].stat().st_size
     rows = {(row["runtime"], row["graph"], row["precision"]): row for row in half.manifest.parity}
     assert rows["onnxruntime", "chain", "float32"]["max_abs_diff"] < 1e-3  # from the stored weights nothing is lost
-    rounded = next(row for row in half.manifest.parity if row["runtime"] == "pytorch")
+    rounded = rows["pytorch", "chain", "float32, weights stored as float16"]
     assert 0 < rounded["max_abs_diff"] < rounded["tolerance"]
     assert np.abs(half.golden().logits - bundle.golden().logits).max() == pytest.approx(rounded["max_abs_diff"], rel=10)
     metrics = {row["runtime"]: row for row in half.manifest.metrics}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,19 @@ from torch import nn
 
 from cris_edge.errors import ExportError
 from runtimes.network import Network, example_inputs, of_modules
-from runtimes.parity import CHAIN, FLOAT32, Reference, check, check_storage, largest_difference, mask_iou
+from runtimes.parity import (
+    CHAIN,
+    FLOAT32,
+    SATURATED,
+    SLACK,
+    Reference,
+    check,
+    check_deploy,
+    check_storage,
+    largest_difference,
+    mask_iou,
+    state_reduced,
+)
 from runtimes.probes import Probes, full_length
 
 GRAPHS = ("image_encoder", "text_encoder", "mask_decoder", CHAIN)
@@ -57,7 +71,7 @@ def reference() -> Reference:
     random = np.random.default_rng(0)
     images = tuple((f"image {i}", random.normal(size=(1, 3, 32, 32)).astype(np.float32)) for i in range(2))
     sentences = tuple((f"sentence {i}", np.array([[9, i + 1, 0]])) for i in range(2))
-    probes = Probes(images, sentences, ((0, 0), (1, 1), (0, 1)), np.zeros((0, 32, 32, 3), np.uint8), ())
+    probes = Probes(images, sentences, ((0, 1), (1, 0), (0, 0)), np.zeros((2, 32, 32, 3), np.uint8), ("a", "b"))
     modules = tuple(module.eval() for module in (Image(), Text(), Mask()))
     network = of_modules(modules)
     logits = [network.logits(images[image][1], sentences[text][1]) for image, text in probes.pairs]
@@ -150,6 +164,47 @@ def test_rounded_weights_are_held_against_the_network_before(reference):
     assert row["max_abs_diff"] == pytest.approx(1e-4, rel=1e-2) and row["mask_iou"] > 0.9
     with pytest.raises(ExportError, match="float16"):
         check_storage(reference, [logits * 1.2 for logits in reference.logits])
+
+
+def test_what_float32_rounds_in_pytorch_widens_the_tolerance_of_the_chain_alone(reference):
+    assert reference.tolerances("float32")[CHAIN, "logits"] == FLOAT32
+    loose = replace(reference, rounding=1e-3).tolerances("float32")
+    assert loose[CHAIN, "logits"] == SLACK * 1e-3 and loose["mask_decoder", "logits"] == FLOAT32
+
+
+def test_logits_far_beyond_saturation_are_compared_relative_to_it(reference):
+    large = replace(reference, logits=[logits * 1000 for logits in reference.logits])
+    largest = max(float(np.abs(logits).max()) for logits in large.logits)
+    assert large.tolerances("float32")[CHAIN, "logits"] == pytest.approx(FLOAT32 * largest / SATURATED)
+
+
+def test_the_deploy_form_is_held_against_the_trained_network(reference):
+    row = check_deploy(reference)
+    assert row["max_abs_diff"] == 0 and row["mask_iou"] == 1
+    with pytest.raises(ExportError, match="arranged for export"):
+        check_deploy(replace(reference, logits=[logits + np.float32(0.1) for logits in reference.logits]))
+
+
+def test_the_cost_of_precisions_that_this_machine_lacks_is_stated(reference):
+    bfloat16, float16 = state_reduced(reference)
+    assert (bfloat16["precision"], float16["precision"]) == ("bfloat16", "float16")
+    assert 0 < float16["max_abs_diff"] < bfloat16["max_abs_diff"] < 0.1  # eleven bits and eight
+    assert all(row["tolerance"] >= SLACK * row["max_abs_diff"] for row in (bfloat16, float16))
+
+
+def test_golden_probes_are_the_first_pairs(reference):
+    golden = reference.probes.golden()
+    assert [golden.name(pair) for pair in golden.pairs] == ["image 0 and sentence 1", "image 1 and sentence 0"]
+
+
+def test_reduced_precision_rounds_operands_and_results(reference):
+    exact, rounded = (of_modules(reference.modules, precision) for precision in ("float32", "bfloat16"))
+    image = reference.probes.images[0][1]
+    once = torch.from_numpy(rounded.encode_image(image)["visual"])
+    assert torch.equal(once, once.bfloat16().float())
+    assert 0 < largest_difference(once.numpy(), exact.encode_image(image)["visual"]) < 0.1
+    tokens = reference.probes.sentences[0][1]
+    assert set(np.unique(rounded.encode_text(tokens)["mask"])) == {-np.inf, 0}
 
 
 def test_example_inputs_follow_the_names(reference):

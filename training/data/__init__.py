@@ -1,0 +1,1 @@
+"""Where samples come from: labelled files, REFER, drawn scenes; and what is done to them."""
