@@ -18,11 +18,12 @@ PICTURES = {"table.jpg": 70010, "hats.jpg": 70013}
 SENTENCES = [
     ("table.jpg", "the red mug", ("mug", "red")),
     ("table.jpg", "the white mug", ("mug", "white")),
-    ("table.jpg", "mug on the left", ("mug", "black")),
+    ("table.jpg", "red banana", ("banana", "red")),
     ("table.jpg", "pink hat", ("hat", "pink")),
     ("table.jpg", "blue bowl", ("bowl", "blue")),
     ("hats.jpg", "blue hat", ("hat", "blue")),
     ("hats.jpg", "the lamp", ("lamp", "blue")),
+    ("hats.jpg", "leftmost hat", ("hat", "black")),
 ]
 
 

@@ -79,10 +79,10 @@ def tiny() -> RunConfig:
         input_size=224,
         image_resolution=224,
         vision_layers=(2, 2, 3, 2),
-        vision_width=16,
+        vision_width=24,
         embed_dim=256,
         text_width=128,
-        text_layers=4,
+        text_layers=3,
         decoder_layers=3,
         decoder_heads=4,
         ffn_dim=512,
@@ -114,15 +114,15 @@ def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
 
     def recipe() -> RunConfig:
         run = member()
-        data = DataConfig(train="scenes:train", val="scenes:val:200:1", sentences_per_image=2, workers=1)
-        optimizer = replace(run.optimizer, dice_weight=0.5)
+        data = DataConfig(train="scenes:train", val="scenes:val:120:1", sentences_per_image=4, workers=1)
+        optimizer = replace(run.optimizer, dice_weight=0.2)
         loop = replace(
             run.loop,
-            steps=5500,
-            batch_size=24,
+            steps=3700,
+            batch_size=16,
             sizes=(128, 160, run.architecture.input_size),
-            size_shares=(0.4, 0.25, 0.35),
-            validate_every=500,
+            size_shares=(0.32, 0.41, 0.27),
+            validate_every=800,
             checkpoint_every=100,
             log_every=25,
         )
