@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,8 +22,8 @@ IR_VERSION = 8  # the one that came with opset 18; a newer number would only shu
 LARGEST = 2**31 - 1  # bytes: protobuf's limit, and so the limit of a file that holds its weights
 
 
-def trace(name: str, module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> onnx.ModelProto:
-    """Export `module`, called with `inputs` in their order, as a float32 ONNX graph of that `name`.
+def trace(name: str, module: Any, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> onnx.ModelProto:
+    """Export `module`, an ``nn.Module`` called with `inputs` in their order, as a float32 ONNX graph of that `name`.
 
     Names of inputs and outputs, order and shapes are as given; batch and all other sizes are fixed.
 

@@ -1,0 +1,218 @@
+"""Quantization-aware fine-tuning: the three modules together, taught by the float network and by the masks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from cris_edge.errors import CrisEdgeError, OptionError
+from quantization.checkpoint import load_quantized, save_quantized
+from quantization.network import DeployNetwork
+from training.checkpoint import read_checkpoint
+from training.data.loader import Batch, Examples, Order, batches
+from training.data.samples import Source
+from training.data.transforms import Transform
+from training.model import text_to_pixel_loss
+from training.network import attention
+
+logger = logging.getLogger("cris_edge.quantization")
+
+
+class DivergedError(CrisEdgeError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the fine-tuning runs.
+
+    Attributes:
+        epochs: Passes over the data.
+        steps: Optimizer steps; overrides `epochs`.
+        batch_size: Images of a step.
+        sentences: Sentences for each image.
+        learning_rate: Of weights, at the first step; falls to 0 along a cosine.
+        scale_rate: Of the quantizers' scales, relative to `learning_rate`.
+        mask_weight: Of the loss with the masks; the loss with the float network's probabilities has weight 1.
+        seed: Of order and sentences.
+        workers: Loader processes.
+        checkpoint_every: Steps between checkpoints from which a killed run continues.
+    """
+
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 8
+    sentences: int = 2
+    learning_rate: float = 2e-5
+    scale_rate: float = 20.0
+    mask_weight: float = 0.5
+    seed: int = 0
+    workers: int = 1
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        """Check what would only fail much later."""
+        for name in ("epochs", "batch_size", "sentences", "learning_rate", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise OptionError(f"{name} is {getattr(self, name)}, but it must be above 0.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Distillation:
+    """One fine-tuning, from a quantized network to a better one.
+
+    Args:
+        student: Quantized; changed in place.
+        teacher: The float network.
+        source: Training data.
+        settings: How.
+        state: File from which a killed run continues, and which it writes; removed by who calls.
+        metrics: File to which a line of JSON is added now and then.
+        device: Where to train.
+
+    Raises:
+        CheckpointError: `state` is damaged.
+    """
+
+    def __init__(
+        self, student: DeployNetwork, teacher: DeployNetwork, source: Source, settings: Settings, *,
+        state: Path | None = None, metrics: Path | None = None, device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.device = torch.device(device)
+        self.student, self.teacher = student.to(self.device), teacher.to(self.device).eval()
+        self.source, self.settings, self.state, self.metrics = source, settings, state, metrics
+        per_epoch = max(1, len(source) // settings.batch_size)
+        self.steps = settings.steps or max(1, round(settings.epochs * per_epoch))
+        self.step = 0
+        self.optimizer = self._optimizer()
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        )
+        if state is not None and state.exists():
+            self._restore(state)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Adam over all weights but the table of words, of which a short run sees too few, and over the scales."""
+        scales = [quantizer.scale for quantizer in self.student.quantizers() if quantizer.enabled]
+        ids = {id(scale) for quantizer in self.student.quantizers() for scale in (quantizer.scale,)}
+        weights = []
+        for name, parameter in self.student.named_parameters():
+            wanted = parameter.is_floating_point() and "token_embedding" not in name and id(parameter) not in ids
+            parameter.requires_grad_(wanted)
+            if wanted:
+                weights.append(parameter)
+        for scale in scales:
+            scale.requires_grad_(True)
+        rate = self.settings.learning_rate
+        # A scale moves relative to itself: the largest steps are some thousandths of it.
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": rate}]
+        groups += [
+            {"params": [scale], "lr": rate * self.settings.scale_rate * float(scale.detach().abs().mean())}
+            for scale in scales
+        ]
+        return torch.optim.Adam(groups, betas=(0.9, 0.99))
+
+    def run(self) -> Iterator[int]:
+        """Train; yield the step's number after each pass over the data, and at the end.
+
+        Raises:
+            DivergedError: The loss is not finite.
+            DataError: A sample cannot be used.
+        """
+        settings = self.settings
+        per_epoch = max(1, len(self.source) // settings.batch_size)
+        losses: list[float] = []
+        began = time.perf_counter()
+        with tqdm(
+            total=self.steps, initial=self.step, desc="fine-tune", disable=None, unit="step", file=sys.stderr
+        ) as bar:
+            for batch in self._batches():
+                loss = self._train_step(batch)
+                losses.append(loss)
+                self.step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4f}")
+                last = self.step == self.steps
+                if self.state is not None and (self.step % settings.checkpoint_every == 0 or last):
+                    self._save(self.state)
+                if self.step % 20 == 0 or last:
+                    seconds = round(time.perf_counter() - began, 1)
+                    self._write({"step": self.step, "loss": sum(losses) / len(losses), "seconds": seconds})
+                    losses = []
+                if self.step % per_epoch == 0 or last:
+                    yield self.step
+
+    def _train_step(self, batch: Batch) -> float:
+        # Eval mode throughout: batch norm is folded, and there is no dropout to imitate.
+        batch = batch.to(self.device, torch.contiguous_format)
+        with torch.no_grad():
+            target = torch.sigmoid(self.teacher(batch.image, batch.tokens))
+        self.optimizer.zero_grad(set_to_none=True)
+        with attention(self.device):
+            logits = self.student(batch.image, batch.tokens)
+            loss = self.loss(logits, target, batch.mask)
+            if not torch.isfinite(loss.detach()):
+                raise DivergedError(
+                    f"the fine-tuning's loss is {float(loss.detach())} at step {self.step + 1}, with the samples "
+                    f"{', '.join(batch.ids)}; try a lower --learning-rate."
+                )
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        self.optimizer.step()
+        self.scheduler.step()
+        return float(loss.detach())
+
+    def loss(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Divergence from the teacher's probabilities, 0 at best, and the paper's loss with the masks."""
+        distilled = F.binary_cross_entropy_with_logits(logits, target)
+        least = F.binary_cross_entropy(target, target)
+        return distilled - least + self.settings.mask_weight * text_to_pixel_loss(logits, mask)
+
+    def _batches(self) -> Iterator[Batch]:
+        settings, architecture = self.settings, self.student.architecture
+        transform = Transform(architecture.word_len, settings.sentences)
+        size = architecture.input_size
+        order = Order(
+            length=len(self.source),
+            batch_size=settings.batch_size,
+            steps=self.steps,
+            seed=settings.seed,
+            size_at=lambda step: size,
+        )
+        examples = Examples(self.source, transform, settings.seed)
+        return batches(examples, order, self.step, workers=settings.workers, prefetch=2)
+
+    def _save(self, path: Path) -> None:
+        save_quantized(
+            path, self.student, step=self.step, optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.last_epoch, settings=self.settings.to_dict(),
+        )  # fmt: skip
+
+    def _restore(self, path: Path) -> None:
+        content = read_checkpoint(path)
+        network, _ = load_quantized(path)
+        self.student.load_state_dict(network.state_dict())
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step = int(content["step"])
+        self.scheduler.last_epoch = int(content["scheduler"])
+        logger.info("continuing the fine-tuning at step %d", self.step)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")

@@ -1,0 +1,204 @@
+"""Where quantizers sit besides those that NNCF places, and which layers they belong to.
+
+ONNX Runtime's integer convolution puts out integers, so every convolution needs a quantizer after it; OpenVINO adds in
+float before it quantizes. What is added here for ONNX Runtime alone is marked, and left out for OpenVINO.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantization.hooks import hook_storage, wrap
+from quantization.quantizers import FakeQuantizer, activation_quantizer
+
+LAYERS = ("conv2d", "linear", "embedding")  # calls with weights
+INTEGER = ("conv2d", "avg_pool2d", "cat")  # calls that OpenVINO, too, computes on integers
+MOVES = ("flatten", "unflatten", "transpose", "reshape", "permute", "cat", "stack", "__getitem__", "unsqueeze")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call in the run of a module.
+
+    Attributes:
+        name: As hooks name it: module path, function, and how often it was called before there.
+        function: Name of the function.
+        parameter: Name of the weight that it takes, if any.
+        consumers: Names of the calls that take its result, with the argument's position.
+    """
+
+    name: str
+    function: str
+    parameter: str | None
+    consumers: tuple[tuple[str, int], ...]
+
+
+def calls(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
+    """Every call that `module` makes for `inputs`, by name, in order."""
+    from nncf.torch.function_hook import build_graph
+
+    bare = copy.deepcopy(module)
+    wrap(bare)
+    graph = build_graph(bare, *inputs)
+    data = dict(graph.nodes(data="meta"))
+    found = {}
+    for number, meta in data.items():
+        if not hasattr(meta, "op_name"):
+            continue
+        weights = [
+            data[source].name_in_model
+            for source in graph.predecessors(number)
+            if hasattr(data[source], "name_in_model")
+        ]
+        weights = [name for name in weights if name.endswith("weight")]
+        function = meta.op_name.split("/")[-2]
+        consumers = tuple(
+            (data[target].op_name, edge.input_port)
+            for _, target, edge in graph.out_edges(number, data="meta")
+            if hasattr(data[target], "op_name")
+        )
+        parameter = weights[0] if weights and function in LAYERS else None
+        found[meta.op_name] = Call(meta.op_name, function, parameter, consumers)
+    return found
+
+
+@torch.no_grad()
+def complete(quantized: nn.Module, bare: nn.Module, samples: Sequence[Sequence[Tensor]]) -> None:
+    """Give every quantized convolution of `quantized` an output in integers.
+
+    A quantizer before one consumer of a ReLU is moved behind the ReLU, where all consumers see it; where a
+    convolution (and the ReLU after it) has none behind it, one is added with the range seen in `samples`.
+
+    Args:
+        quantized: As NNCF left it, with our hooks.
+        bare: The same module before.
+        samples: Inputs to calibrate with.
+    """
+    storage = hook_storage(quantized)
+    found = calls(bare, samples[0])
+    _hoist(storage, found)
+    missing: dict[str, tuple[_Recorder, bool]] = {}
+    for call in found.values():
+        if call.function != "conv2d" or f"{call.name}__1" not in storage.pre_hooks:
+            continue
+        last = _after_relu(call, found)
+        if f"{last.name}__0" in storage.post_hooks:
+            continue
+        joined = not any(found[name].function in INTEGER for name, _ in last.consumers)
+        recorder = _Recorder()
+        storage.register_post_function_hook(last.name, 0, recorder)
+        missing[last.name] = recorder, joined
+    if not missing:
+        return
+    for sample in samples:
+        quantized(*sample)
+    for name, (recorder, joined) in missing.items():
+        storage.post_hooks[f"{name}__0"]["0"] = activation_quantizer(recorder.low, recorder.high, added=joined)
+
+
+def _hoist(storage: Any, found: dict[str, Call]) -> None:
+    for call in found.values():
+        if call.function != "relu" or len(call.consumers) < 2 or f"{call.name}__0" in storage.post_hooks:
+            continue
+        keys = [key for name, port in call.consumers if (key := f"{name}__{port}") in storage.pre_hooks]
+        if keys and isinstance(hook := storage.pre_hooks[keys[0]]["0"], FakeQuantizer):
+            for key in keys:
+                del storage.pre_hooks[key]
+            storage.register_post_function_hook(call.name, 0, hook)
+
+
+def _after_relu(call: Call, found: dict[str, Call]) -> Call:
+    """The ReLU that alone takes the result of `call`, or the call itself."""
+    if len(call.consumers) == 1 and found[call.consumers[0][0]].function == "relu":
+        return found[call.consumers[0][0]]
+    return call
+
+
+class _Recorder(nn.Module):
+    """The range of what passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = 0.0, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+        return x
+
+
+def kept_in_float(found: dict[str, Call]) -> list[str]:
+    """Names of calls that cost next to nothing and that eight bits would hurt.
+
+    These are the sentence's constants of the projector (ten numbers), the choice of the end token's row, and the last
+    product, which gives the logits.
+    """
+    products = [call.name for call in found.values() if call.function == "matmul"]
+    small = [call.name for call in found.values() if call.parameter in ("bias.weight", "tap_bias.weight")]
+    attention = [call.name for call in found.values() if call.function == "softmax"]
+    # Attention multiplies twice around each softmax, in order; what is left over is last.
+    return small + products[2 * len(attention) :]
+
+
+def groups(module: nn.Module, bare: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[FakeQuantizer]]:
+    """The quantizers of a quantized module by the layers they belong to; each belongs to one group.
+
+    A quantizer of a weight belongs to its layer's block. One of an activation belongs to the block that takes the
+    activation; where several blocks take it, to the first.
+
+    Args:
+        module: Quantized.
+        bare: The same module without hooks.
+        inputs: What it is called with.
+    """
+    storage, found = hook_storage(module), calls(bare, inputs)
+    result: dict[str, list[FakeQuantizer]] = {}
+    seen: set[nn.Module] = set()
+    for name, hook in storage.named_hooks(remove_duplicate=False):
+        if isinstance(hook, FakeQuantizer) and hook not in seen:
+            seen.add(hook)
+            result.setdefault(_group_of(name, found), []).append(hook)
+    return result
+
+
+def _group_of(place: str, found: dict[str, Call]) -> str:
+    kind, key, _ = place.split(".")
+    name = key.rpartition("__")[0]
+    if name not in found:
+        return "input"
+    call = found[name]
+    if kind == "post_hooks":
+        call = next(_takers(call, found), call)
+    return block(call.parameter) if call.parameter else block(_owner(call, found))
+
+
+def _takers(call: Call, found: dict[str, Call], depth: int = 8) -> Iterator[Call]:
+    """The layers that take what `call` gives, directly or moved about."""
+    for name, _ in call.consumers:
+        taker = found[name]
+        if taker.parameter:
+            yield taker
+        elif depth and taker.function in (*MOVES, "interpolate", "avg_pool2d", "add", "relu", "matmul"):
+            yield from _takers(taker, found, depth - 1)
+
+
+def _owner(call: Call, found: dict[str, Call]) -> str:
+    """The parameter of the layer nearest before `call`."""
+    nearest = "input"
+    for other in found.values():
+        if other.parameter:
+            nearest = other.parameter
+        if other is call:
+            break
+    return nearest
+
+
+def block(parameter: str) -> str:
+    """The block of a parameter: ``layers.1.q_proj.weight`` -> ``layers.1``, ``vis1.weight`` -> ``vis1``."""
+    parts = parameter.split(".")
+    return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]

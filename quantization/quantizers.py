@@ -1,0 +1,177 @@
+"""Fake quantizers: what int8 does to a tensor, in float arithmetic, and where in a module they sit.
+
+NNCF decides where quantizers belong and hangs them on the calls of a module (its function hooks). Its own quantizers
+are replaced here by ones that compute what ONNX's QuantizeLinear and DequantizeLinear compute, so that the numbers in
+a checkpoint are the numbers in the exported graph, and that need no compiler on the machine that trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cris_edge.errors import CheckpointError
+from quantization.hooks import hook_storage, wrap
+
+KINDS = ("quantizer", "multiplier")
+
+
+class FakeQuantizer(nn.Module):
+    """``(clip(round(x / scale) + zero_point, low, high) - zero_point) * scale``.
+
+    Attributes:
+        scale: () or, one for each slice along `axis`, (C,) float32; learnt in fine-tuning (Esser et al.,
+            arXiv 1902.08153).
+        zero_point: of the same shape, int32.
+        low: Lowest quantized value; `high` the highest.
+        axis: Dimension with a scale of its own; None for one scale.
+        weight: Whether it quantizes a constant.
+        added: Whether it was added for runtimes whose convolutions put out integers only (see `quantization.layout`).
+        enabled: Whether it does anything.
+    """
+
+    scale: nn.Parameter
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        scale: Tensor,
+        zero_point: Tensor,
+        low: int,
+        high: int,
+        axis: int | None,
+        *,
+        weight: bool,
+        added: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.detach().clone().float())
+        self.register_buffer("zero_point", zero_point.detach().clone().to(torch.int32))
+        self.low, self.high, self.axis, self.weight, self.added = low, high, axis, weight, added
+        self.enabled = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any float tensor -> the same shape."""
+        if not self.enabled:
+            return x
+        if torch.is_grad_enabled() and self.scale.requires_grad:
+            return self._learn(x)
+        scale = self.scale.detach()
+        if self.axis is None:
+            return torch.fake_quantize_per_tensor_affine(x, scale, self.zero_point, self.low, self.high)
+        return torch.fake_quantize_per_channel_affine(x, scale, self.zero_point, self.axis, self.low, self.high)
+
+    def _learn(self, x: Tensor) -> Tensor:
+        """The same with gradients: straight through the rounding, and to the scale as in LSQ."""
+        shape = [1] * x.dim()
+        if self.axis is not None:
+            shape[self.axis] = -1
+        slices = 1 if self.axis is None else x.shape[self.axis]
+        # LSQ's balance: without it the step of the scale would grow with the number of values that share it.
+        balance = (x.numel() / slices * self.high) ** -0.5
+        scale = (self.scale - self.scale.detach()) * balance + self.scale.detach()
+        scale = scale.abs().clamp(min=1e-8).reshape(shape)
+        zero_point = self.zero_point.reshape(shape)
+        level = torch.clamp(x / scale + zero_point, self.low, self.high)
+        level = level + (torch.round(level) - level).detach()
+        return (level - zero_point) * scale
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the tensors, in plain values."""
+        return {
+            "kind": "quantizer",
+            "channels": self.scale.numel() if self.axis is not None else None,
+            **{name: getattr(self, name) for name in ("low", "high", "axis", "weight", "added", "enabled")},
+        }
+
+
+class Multiplier(nn.Module):
+    """SmoothQuant's factors (Xiao et al., arXiv 2211.10438): activations times these, weights divided by them."""
+
+    factors: Tensor
+
+    def __init__(self, factors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factors", factors.detach().clone().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any float tensor -> the same shape."""
+        return torch.mul(x, self.factors)  # by this name: hooks on the product carry it in theirs
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the tensors, in plain values."""
+        return {"kind": "multiplier", "shape": list(self.factors.shape)}
+
+
+Hook = FakeQuantizer | Multiplier
+
+
+def hooks(module: nn.Module) -> Iterator[tuple[str, Hook]]:
+    """Every hook of a quantized module with its place, each once."""
+    for name, hook in hook_storage(module).named_hooks():
+        if isinstance(hook, (FakeQuantizer, Multiplier)):
+            yield name, hook
+
+
+def quantizers(module: nn.Module) -> Iterator[tuple[str, FakeQuantizer]]:
+    """The quantizers among `hooks`."""
+    for name, hook in hooks(module):
+        if isinstance(hook, FakeQuantizer):
+            yield name, hook
+
+
+def describe(module: nn.Module) -> list[dict[str, Any]]:
+    """Where the hooks of `module` sit and what they are, in plain values; `place` is the inverse."""
+    places: dict[nn.Module, list[str]] = {}
+    for name, hook in hook_storage(module).named_hooks(remove_duplicate=False):
+        places.setdefault(hook, []).append(name)
+    return [{"places": names, **hook.describe()} for hook, names in places.items()]  # type: ignore[operator]
+
+
+def place(module: nn.Module, description: Sequence[Mapping[str, Any]]) -> nn.Module:
+    """Hang hooks on `module` as `describe` told; their tensors come with ``load_state_dict``.
+
+    Raises:
+        CheckpointError: The description is not one.
+    """
+    wrap(module)
+    storage = hook_storage(module)
+    for entry in description:
+        try:
+            hook = _build(entry)
+            for name in entry["places"]:
+                storage.insert_hook_by_name(name, hook)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"The checkpoint's quantizers cannot be placed ({error}); quantize again.") from error
+    return module
+
+
+def _build(entry: Mapping[str, Any]) -> Hook:
+    if entry["kind"] == "multiplier":
+        return Multiplier(torch.ones(entry["shape"]))
+    if entry["kind"] != "quantizer":
+        raise ValueError(f"unknown kind {entry['kind']!r}, expected {' or '.join(KINDS)}")
+    shape = () if entry["channels"] is None else (entry["channels"],)
+    hook = FakeQuantizer(
+        torch.ones(shape),
+        torch.zeros(shape),
+        entry["low"],
+        entry["high"],
+        entry["axis"],
+        weight=entry["weight"],
+        added=entry["added"],
+    )
+    hook.enabled = entry["enabled"]
+    return hook
+
+
+def activation_quantizer(low: float, high: float, *, added: bool = False) -> FakeQuantizer:
+    """An unsigned 8-bit quantizer for values from `low` to `high`; the range is widened to contain 0, exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / 255, 1e-8)
+    return FakeQuantizer(
+        torch.tensor(scale), torch.tensor(round(-low / scale)), 0, 255, None, weight=False, added=added
+    )

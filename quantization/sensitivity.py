@@ -1,0 +1,227 @@
+"""What each group of layers loses when it alone is quantized: a table, a bar chart, the order to spare layers in.
+
+``python -m quantization.sensitivity --checkpoint QUANTIZED --data FILE.jsonl --output DIR`` measures a checkpoint that
+`quantization.finetune` wrote.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cris_edge.errors import CrisEdgeError
+from cris_edge.image import postprocess, preprocess
+from cris_edge.metrics import iou
+from cris_edge.tokenizer import Tokenizer
+from quantization.layout import groups
+from quantization.network import DeployNetwork, Features
+from quantization.quantizers import FakeQuantizer
+from training.data.samples import Example, Source
+
+logger = logging.getLogger("cris_edge.quantization")
+
+THRESHOLD = 0.35
+
+Groups = dict[str, list[FakeQuantizer]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group of layers.
+
+    Attributes:
+        group: Graph and block, such as ``mask_decoder/layers.1``.
+        quantizers: How many it has.
+        change: 1 minus the mean IoU between the masks with this group quantized and those with none, in percent.
+        drop: Lost mIoU, in points; None without labels.
+    """
+
+    group: str
+    quantizers: int
+    change: float
+    drop: float | None
+
+
+@dataclass
+class _Case:
+    example: Example
+    letterbox: Any
+    image: Tensor
+    tokens: Tensor
+    features: tuple[Features, Features]
+    logits: Tensor
+
+
+def grouped(network: DeployNetwork, bare: DeployNetwork) -> Groups:
+    """The quantizers of `network` by graph and block; `bare` is the same network in float."""
+    architecture = network.architecture
+    image = torch.zeros(1, 3, architecture.input_size, architecture.input_size)
+    tokens = torch.ones(1, architecture.word_len, dtype=torch.int64)
+    with torch.no_grad():
+        known = {"image": image, "tokens": tokens, **bare.encode_image(image), **bare.encode_text(tokens)}
+    found: Groups = {}
+    for name, module in network.graphs.items():
+        plain = bare.graphs[name]
+        inputs = [known[tensor] for tensor in plain.input_names]
+        for block, members in groups(module, plain, inputs).items():
+            found[f"{name}/{block}"] = members
+    return found
+
+
+@contextmanager
+def only(every: Groups, enabled: Sequence[str]) -> Iterator[None]:
+    """Quantize the `enabled` groups alone, of those quantizers that were enabled."""
+    before = {quantizer: quantizer.enabled for members in every.values() for quantizer in members}
+    try:
+        for group, members in every.items():
+            for quantizer in members:
+                quantizer.enabled = before[quantizer] and group in enabled
+        yield
+    finally:
+        for quantizer, was in before.items():
+            quantizer.enabled = was
+
+
+@torch.no_grad()
+def measure(
+    network: DeployNetwork, every: Groups, source: Source, *, limit: int = 32, labelled: bool = True
+) -> list[Row]:
+    """The rows of all groups, the most sensitive first.
+
+    Masks change long before mIoU, the mean of few and rough numbers, tells one group from another, so the order is by
+    the change of masks; the drop stands beside it.
+
+    Args:
+        network: Quantized.
+        every: Its groups (`grouped`).
+        source: Images and sentences.
+        limit: Images used, spread evenly.
+        labelled: Whether to measure the drop too.
+    """
+    indices = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
+    with only(every, ()):
+        cases = [_case(network, source, int(index)) for index in indices]
+        before = _accuracy(cases, [case.logits for case in cases]) if labelled else None
+    rows = []
+    for group, members in tqdm(every.items(), desc="sensitivity", disable=None, unit="group", file=sys.stderr):
+        with only(every, (group,)):
+            logits = [_run(network, case, group.partition("/")[0]) for case in cases]
+        change = 100 * (1 - float(np.mean([_overlap(a, case.logits) for a, case in zip(logits, cases, strict=True)])))
+        drop = None if before is None else before - _accuracy(cases, logits)
+        rows.append(Row(group, len(members), change, drop))
+    return sorted(rows, key=lambda row: row.change, reverse=True)
+
+
+def _case(network: DeployNetwork, source: Source, index: int) -> _Case:
+    architecture = network.architecture
+    example = source.load(index, architecture.input_size)
+    pixels, letterbox = preprocess(example.image, architecture.input_size)
+    tokens = torch.from_numpy(Tokenizer()(example.sentences, length=architecture.word_len))
+    image = torch.from_numpy(pixels)
+    features = network.encode_image(image), network.encode_text(tokens)
+    return _Case(example, letterbox, image, tokens, features, network.decode(*features))
+
+
+def _run(network: DeployNetwork, case: _Case, graph: str) -> Tensor:
+    """The logits, with what does not depend on `graph` taken from the run in float."""
+    image, sentence = case.features
+    if graph == "image_encoder":
+        image = network.encode_image(case.image)
+    if graph == "text_encoder":
+        sentence = network.encode_text(case.tokens)
+    return network.decode(image, sentence)
+
+
+def _overlap(found: Tensor, expected: Tensor) -> float:
+    level = log(THRESHOLD / (1 - THRESHOLD))
+    ours, theirs = (found > level).flatten(1), (expected > level).flatten(1)
+    union = (ours | theirs).sum(1)
+    ratio = (ours & theirs).sum(1) / union.clamp(min=1)
+    return float(torch.where(union > 0, ratio, torch.ones_like(ratio)).mean())
+
+
+def _accuracy(cases: Sequence[_Case], logits: Sequence[Tensor]) -> float:
+    """Mean IoU on the original images, in percent."""
+    found = []
+    for case, several in zip(cases, logits, strict=True):
+        for number, one in enumerate(several.numpy()):
+            mask = postprocess(one[None], case.letterbox) > THRESHOLD
+            found.append(iou(mask, case.example.truth(number)))
+    return 100 * float(np.mean(found))
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["group", "quantizers", "mask_change_percent", "miou_drop_points"])
+        for row in rows:
+            drop = "" if row.drop is None else f"{row.drop:.3f}"
+            writer.writerow([row.group, row.quantizers, f"{row.change:.3f}", drop])
+
+
+def write_chart(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draw the rows as horizontal bars (PNG or SVG, by the path's suffix)."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    colours = {"image_encoder": "#4477aa", "text_encoder": "#ccbb44", "mask_decoder": "#aa3377"}
+    figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.22 * len(rows)), layout="constrained")
+    axes.barh(
+        [row.group for row in rows],
+        [row.change for row in rows],
+        color=[colours.get(row.group.partition("/")[0], "#777777") for row in rows],
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("change of masks, % (1 − mean IoU with the masks in float)")
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(labelsize=8)
+    axes.margins(y=0.01)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+@click.command(help=__doc__)
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A quantized checkpoint.")
+@click.option("--data", required=True, metavar="FILE.jsonl", help="Labelled data, or scenes:SPLIT:LENGTH:SEED.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the table and the chart.")
+@click.option("--images", type=click.IntRange(1), default=32, show_default=True, help="Images to measure on.")
+def main(checkpoint: Path, data: str, output: Path, images: int) -> None:
+    """Measure and write."""
+    from quantization.checkpoint import deploy, load_quantized
+    from training.data.samples import open_source
+    from training.model import CRIS
+
+    try:
+        source = open_source(data, by_image=True)
+        network, _ = load_quantized(checkpoint)
+        rows = measure(network, grouped(network, deploy(CRIS(network.architecture))), source, limit=images)
+        write_table(rows, output / "sensitivity.csv")
+        write_chart(rows, output / "sensitivity.png", f"{checkpoint.stem}, one group quantized at a time")
+    except CrisEdgeError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    for row in rows[:10]:
+        drop = "" if row.drop is None else f"  {row.drop:+.2f} points"
+        click.echo(f"{row.group:40} {row.change:6.2f} %{drop}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""A quantized deploy module becomes an ONNX graph in the form that its runtime computes in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from cris_edge.errors import ExportError
+from quantization.layout import calls
+from quantization.quantizers import quantizers
+from runtimes import onnx_graph
+from runtimes.integer_graph import lower
+from runtimes.network import of_modules
+from runtimes.parity import Differences, Reference
+
+FORMS = ("onnxruntime", "openvino")
+SLACK = 2.0  # times what int8 costs in PyTorch: see `QuantizedReference`
+REDUCED_SLACK = 4.0  # the same where the rest of the graph is computed in bfloat16 or float16
+
+
+def trace(
+    name: str, module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], form: str
+) -> onnx.ModelProto:
+    """Export a quantized `module` in the form of a runtime; the arguments are those of `onnx_graph.trace`.
+
+    Raises:
+        ExportError: PyTorch cannot export the module, or the form is unknown.
+    """
+    if form not in FORMS:
+        raise ExportError(f"There is no int8 form for the runtime {form!r}; choose {' or '.join(FORMS)}.")
+    with _exportable(module, inputs, leave_out_added=form == "openvino"):
+        model = onnx_graph.trace(name, module, inputs, output_names)
+    return lower(model, form)
+
+
+@contextmanager
+def _exportable(module: nn.Module, inputs: Mapping[str, Tensor], *, leave_out_added: bool) -> Iterator[None]:
+    """Put weights on their grid (which changes no result) and quantizers into the form that the exporter knows."""
+    before = [(hook, hook.low, hook.high, hook.enabled, hook.scale.requires_grad) for _, hook in quantizers(module)]
+    state = dict(module.named_parameters())
+    weights = {f"pre_hooks.{place}__1.0": name for place, name in weights_of(module, inputs).items()}
+    try:
+        for place, hook in quantizers(module):
+            hook.scale.requires_grad_(False)
+            if hook.added and leave_out_added:
+                hook.enabled = False
+            if hook.weight and hook.enabled and place in weights:
+                with torch.no_grad():
+                    state[weights[place]].copy_(hook(state[weights[place]]))
+                hook.low, hook.high = -128, 127
+        yield
+    finally:
+        for hook, low, high, enabled, learnt in before:
+            hook.low, hook.high, hook.enabled = low, high, enabled
+            hook.scale.requires_grad_(learnt)
+
+
+def weights_of(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
+    """The weight that each call of `module` takes, by the call's name."""
+    found = calls(module, tuple(inputs.values()))
+    return {name: call.parameter for name, call in found.items() if call.parameter}
+
+
+class QuantizedReference(Reference):
+    """A quantized network that runtimes are compared with; its modules carry quantizers.
+
+    Where one sum is rounded otherwise, a value falls on the other side of a border between two levels, and so do some
+    of those computed from it: no small number bounds the difference. The measure is what quantization itself costs:
+    how far the network is from itself with its quantizers off, on the same probes. A runtime may be `SLACK` times as
+    far from PyTorch, on the worst value of each tensor; how well the masks agree says the rest.
+    """
+
+    def tolerances(self, precision: str, cost: Differences | None = None) -> dict[tuple[str, str], float]:
+        """What each tensor of each graph may differ by, absolute; `precision` is ``int8+float32`` or the like."""
+        if "int8" not in precision:
+            raise ExportError(
+                f"The runtime computes in {precision} where int8 was lowered; it does not run these graphs in integers "
+                "on this device: leave it out, or export on another."
+            )
+        slack = SLACK if "float32" in precision else REDUCED_SLACK
+        largest, known = self._largest_values(), cost or self._cost
+        # A tensor that hardly feels quantization may still differ by the step of an 8-bit number.
+        return {key: slack * max(known.largest[key][0], value / 255) for key, value in largest.items()}
+
+    @cached_property
+    def _cost(self) -> Differences:
+        hooks = [hook for module in self.modules for _, hook in quantizers(_module(module))]
+        enabled = [hook.enabled for hook in hooks]
+        _ = self.decoded  # computed with the quantizers on, and kept, as are the features
+        try:
+            for hook in hooks:
+                hook.enabled = False
+            return self.differences(of_modules(self.modules))
+        finally:
+            for hook, was in zip(hooks, enabled, strict=True):
+                hook.enabled = was
+
+
+def _module(module: Any) -> nn.Module:
+    assert isinstance(module, nn.Module)
+    return module
