@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cris_edge.scatter import Point, draw
 from cris_edge.spread import Spread
 
 STAGES = ("load", "preprocess", "image_encoder", "tokenize", "text_encoder", "mask_decoder", "postprocess")
+PACKAGES = ("numpy", "opencv-python-headless", "tokenizers", "onnxruntime", "openvino", "torch")
 PRECISIONS = ("Pr@50", "Pr@60", "Pr@70", "Pr@80", "Pr@90")
 
 
@@ -293,7 +295,15 @@ def device() -> dict[str, Any]:
         "system": machine.platform_name(),
         "python": platform.python_version(),
         "cris_edge": __version__,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # it may come from a distribution of another name
+        return None
 
 
 def load_average() -> float | None:

@@ -107,6 +107,7 @@ def test_what_ran_is_told(report: Report) -> None:
     told = json.loads(json.dumps(report.to_dict()))
     assert told["machine"]["cores"] >= 1
     assert {"processor", "instruction_sets", "python", "cris_edge", "system"} <= set(told["machine"])
+    assert told["machine"]["packages"]["numpy"] == np.__version__
     assert told["cases"][0]["version"]
     assert told["cases"][0]["latency"]["whole"]["confidence"] == 0.75  # three blocks say no more
     assert told["settings"]["image"] == {"source": "drawn", "width": 640, "height": 480}
@@ -176,12 +177,21 @@ def test_command_tells_of_what_cannot_run(tiny: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_runtime_that_is_not_installed_is_left_out(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    few = {**FEW, "starts": 0, "stream_seconds": 0.0}
+    report = benchmark(Settings(models=(str(tiny),), precisions=("auto",), **few))
+    assert [case.runtime for case in report.cases] == ["onnxruntime"]
+    assert "openvino is not installed; install it with pip install" in report.notes[0]
+    assert report.notes[0] in report.to_text()
+
+
+def test_without_a_runtime_there_is_nothing_to_measure(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("onnxruntime", "openvino"):
         monkeypatch.setitem(sys.modules, name, None)
-    report = benchmark(Settings(models=(str(tiny),)))
-    assert not report.cases
-    assert not report.failures
-    assert "openvino is not installed; install it with pip install" in " ".join(report.notes)
+    result = run("--model", tiny)
+    assert result.exit_code == 1
+    assert "There is nothing to measure: onnxruntime is not installed; install it with pip" in result.stderr
 
 
 def test_command_prints_one_document(tiny: Path, tmp_path: Path) -> None:

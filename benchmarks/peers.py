@@ -1,0 +1,228 @@
+"""Peers: the same checkpoint as others would run it, each in a process of its own, asked like the SDK's own worker.
+
+Every peer does the same job: an image and a sentence in, a mask on the image out. What comes before and after the
+network is the SDK's own code, so that ratios compare networks and not the skill of resizing a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from cris_edge.image import MEAN, STD, load_image, postprocess, preprocess
+from cris_edge.result import Segmentation
+from cris_edge.tokenizer import Tokenizer
+from cris_edge.worker import SegmenterSubject, numbered, peak_memory
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Network = Callable[[Array, Array], Array]
+
+THRESHOLD = 0.35
+
+
+class Peer:
+    """A network that is one piece: nothing of it is kept from one sentence to the next.
+
+    Args:
+        network: (1, 3, S, S) and (1, L) -> (1, 1, S/4, S/4).
+        input_size: S, pixels.
+        word_len: L, tokens.
+        image: File.
+        sentence: Begin of the sentences that are asked.
+        info: What runs, with the keys of `EngineInfo.to_dict` that a table shows.
+    """
+
+    def __init__(
+        self, network: Network, input_size: int, word_len: int, image: str, sentence: str, info: dict[str, Any]
+    ) -> None:
+        self._network, self._input_size, self._word_len, self.info = network, input_size, word_len, info
+        self._image, self._sentence, self._sentences = load_image(image), sentence, numbered(sentence)
+        self._tokenizer = Tokenizer()
+        self._tokens = self._tokenizer(sentence, length=word_len)
+
+    def turns(self, count: int) -> list[dict[str, float]]:
+        """As `SegmenterSubject.turns`; another sentence about the same image saves the preprocessing alone."""
+        told = []
+        for number in range(count + 1):
+            sentence = next(self._sentences)
+            laps = [perf_counter()]
+            pixels, letterbox = preprocess(self._image, self._input_size, mean=MEAN, std=STD)
+            laps.append(perf_counter())
+            tokens = self._tokenizer(sentence, length=self._word_len)
+            laps.append(perf_counter())
+            logits = self._network(pixels, tokens)
+            laps.append(perf_counter())
+            probability = postprocess(logits, letterbox)
+            laps.append(perf_counter())
+            Segmentation(probability, self._image, sentence, threshold=THRESHOLD)
+            whole = perf_counter() - laps[0]
+            steps = [after - before for before, after in pairwise(laps)]
+            if number:
+                stages = dict(zip(("preprocess", "tokenize", "network", "postprocess"), steps, strict=True))
+                told.append({"whole": whole, "next": whole - stages["preprocess"], **stages})
+        return told
+
+    def logits(self) -> list[float]:
+        """Of the image and the sentence that every peer is asked about."""
+        pixels, _ = preprocess(self._image, self._input_size, mean=MEAN, std=STD)
+        return _flat(self._network(pixels, self._tokens))
+
+    def memory(self) -> dict[str, int | None]:
+        """Peak of the process, and what is resident now."""
+        return {"peak": peak_memory(), "now": resident_memory()}
+
+
+class BundlePeer(SegmenterSubject):
+    """A bundle through the SDK, with the questions that a peer answers."""
+
+    def __init__(self, model: str, options: dict[str, Any], image: str, sentence: str) -> None:
+        super().__init__(model, options, image, sentence)
+        self._sentence = sentence
+
+    def logits(self) -> list[float]:
+        """Of the image and the sentence that every peer is asked about."""
+        manifest = self._segmenter.bundle.manifest
+        pixels, _ = preprocess(self._image, manifest.input_size, mean=manifest.mean, std=manifest.std)
+        tokens = self._segmenter.bundle.tokenizer(self._sentence, length=manifest.word_len)
+        return _flat(self._segmenter.logits(pixels, tokens))
+
+    def memory(self) -> dict[str, int | None]:  # type: ignore[override]
+        """Peak of the process, and what is resident now."""
+        return {"peak": peak_memory(), "now": resident_memory()}
+
+
+def pytorch(
+    checkpoint: str, image: str, sentence: str, threads: int, *, form: str = "contiguous", precision: str = "float32"
+) -> Peer:
+    """PyTorch under `inference_mode`.
+
+    Args:
+        checkpoint: A CRIS checkpoint that says its input size.
+        image: File.
+        sentence: Begin of the sentences.
+        threads: Of the processor.
+        form: "contiguous", "channels last", or "compiled".
+        precision: "float32", or "bfloat16" through autocast.
+    """
+    import torch
+
+    from training.checkpoint import load_model
+
+    torch.set_num_threads(threads)
+    model = load_model(checkpoint)
+    architecture = model.architecture
+    layout = torch.channels_last if form == "channels last" else torch.contiguous_format
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    run: Any = torch.compile(model) if form == "compiled" else model
+    arithmetic: Any = nullcontext() if precision == "float32" else torch.autocast("cpu", getattr(torch, precision))
+
+    def network(pixels: Array, tokens: Array) -> Array:
+        with torch.inference_mode(), arithmetic:
+            given = torch.from_numpy(pixels).to(memory_format=layout)
+            logits = run(given, torch.from_numpy(tokens))
+            return np.asarray(logits.float().numpy())
+
+    info = {
+        "runtime": f"PyTorch {form}" if form == "compiled" else f"PyTorch eager, {form}",
+        "version": torch.__version__,
+        "device": "CPU",
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }
+    return Peer(network, architecture.input_size, architecture.word_len, image, sentence, info)
+
+
+def plain(
+    graph: str, runtime: str, precision: str, image: str, sentence: str, threads: int, input_size: int, word_len: int
+) -> Peer:
+    """A plain export, the whole network as one graph, in a runtime with the SDK's settings of it."""
+    # Neither torch nor onnx is imported in this process: its memory is the runtime's.
+    from cris_edge.backends import registry
+    from cris_edge.backends.base import BackendOptions
+    from cris_edge.manifest import GraphSpec, TensorSpec
+
+    inputs = (
+        TensorSpec("image", (1, 3, input_size, input_size), "float32"),
+        TensorSpec("tokens", (1, word_len), "int64"),
+    )
+    outputs = (TensorSpec("logits", (1, 1, input_size // 4, input_size // 4), "float32"),)
+    backend = registry.create(runtime, BackendOptions(precision=precision, threads=threads))
+    compiled = backend.compile(Path(graph), GraphSpec(inputs, outputs))
+
+    def network(pixels: Array, tokens: Array) -> Array:
+        return compiled({"image": pixels, "tokens": tokens})["logits"]
+
+    told = backend.info
+    info = {
+        "runtime": f"{runtime}, plain export",
+        "version": told.version,
+        "device": told.device,
+        "precision": told.precision,
+        "threads": told.threads,
+    }
+    return Peer(network, input_size, word_len, image, sentence, info)
+
+
+@dataclass
+class Exporter:
+    """Writes the plain graphs, in a process of its own: what PyTorch's exporter takes is given back with it."""
+
+    checkpoint: str
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Nothing to say."""
+        return {}
+
+    def export(self, path: str, correlation: str) -> dict[str, int]:
+        """Write the network as it is trained; returns its multiply-accumulates, input size and word length.
+
+        Args:
+            path: Of the ONNX file.
+            correlation: "convolution" whose kernel is the sentence, as the network has it; "product", the same sum as
+                a matrix product and nine shifts, for OpenVINO, which refuses a kernel that is not a constant.
+        """
+        import torch
+
+        from runtimes import onnx_graph
+        from runtimes.cost import multiply_accumulates
+        from training.checkpoint import load_model
+        from training.network import project_taps
+
+        model = load_model(self.checkpoint)
+        size, length = model.architecture.input_size, model.architecture.word_len
+
+        class Product(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, image: Any, tokens: Any) -> Any:
+                return project_taps(self.model.proj, *self.model.decode(image, tokens))
+
+        module = Product().eval() if correlation == "product" and model.architecture.contrastive else model
+        inputs = {"image": torch.zeros(1, 3, size, size), "tokens": torch.zeros(1, length, dtype=torch.int64)}
+        inputs["tokens"][0, 0] = 1
+        graph = onnx_graph.trace("plain", module, inputs, ["logits"])
+        onnx_graph.write(graph, Path(path))
+        return {"macs": multiply_accumulates(graph), "input_size": size, "word_len": length}
+
+
+def resident_memory() -> int | None:
+    """What of this process is in memory now, in bytes; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), None)
+
+
+def _flat(logits: Array) -> list[float]:
+    return [float(value) for value in logits.ravel()]

@@ -1,0 +1,183 @@
+"""Bundles against others: the same function, the same job, ratios of the same rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.latency import PEERS, Comparison, Entry, compare, main
+from benchmarks.peers import Exporter, plain, pytorch
+from cris_edge.benchmark import SENTENCE, drawn_image
+from cris_edge.errors import OptionError
+from cris_edge.turns import Turns
+from training.checkpoint import save_model
+from training.model import CRIS, Architecture
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("peers")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder) -> Path:
+    torch.manual_seed(0)
+    sizes = {"input_size": 64, "image_resolution": 64, "vision_layers": (1, 1, 1, 1), "vision_width": 8}
+    sizes |= {"embed_dim": 32, "text_width": 32, "text_layers": 1, "decoder_layers": 1, "decoder_heads": 2}
+    path = folder / "model.pth"
+    save_model(path, CRIS(Architecture(**sizes, ffn_dim=32)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def image(folder) -> str:
+    return str(drawn_image(folder))
+
+
+def turns(*blocks: tuple[float, float], stages: dict[str, float] | None = None) -> Turns:
+    made = Turns()
+    made.blocks = [[{"whole": whole, "next": following, **(stages or {})}] * 3 for whole, following in blocks]
+    return made
+
+
+def entry(name: str, label: str, made: Turns, *, runtime: str = "PyTorch", peak: int = 100) -> Entry:
+    info = {"runtime": runtime, "precision": "float32", "threads": 2}
+    return Entry(name, label, info, made, memory={"peak": peak, "now": peak}, path=None)
+
+
+def test_plain_exports_compute_what_pytorch_computes(checkpoint, image, folder):
+    expected = np.array(pytorch(str(checkpoint), image, SENTENCE, 1).logits())
+    exporter = Exporter(str(checkpoint))
+    told = {form: exporter.export(str(folder / f"{form}.onnx"), form) for form in ("convolution", "product")}
+    # The same sum in two forms.
+    assert told["convolution"] == told["product"]
+    assert told["product"]["input_size"] == 64
+    assert told["product"]["macs"] > 1e6
+    sizes = {"input_size": 64, "word_len": 17}
+    for runtime, form in (("onnxruntime", "convolution"), ("onnxruntime", "product"), ("openvino", "product")):
+        pytest.importorskip(runtime)
+        peer = plain(str(folder / f"{form}.onnx"), runtime, "float32", image, SENTENCE, 1, **sizes)
+        np.testing.assert_allclose(peer.logits(), expected, atol=1e-4)
+        assert peer.info["precision"] == "float32"
+
+
+@pytest.mark.parametrize(("form", "precision", "tolerance"), [("channels last", "float32", 1e-4)])
+def test_forms_of_pytorch_compute_the_same(checkpoint, image, form, precision, tolerance):
+    expected = pytorch(str(checkpoint), image, SENTENCE, 1).logits()
+    other = pytorch(str(checkpoint), image, SENTENCE, 1, form=form, precision=precision)
+    np.testing.assert_allclose(other.logits(), expected, atol=tolerance)
+
+
+def test_a_peer_does_the_whole_job(checkpoint, image):
+    peer = pytorch(str(checkpoint), image, SENTENCE, 1)
+    told = peer.turns(2)
+    assert len(told) == 2
+    for turn in told:
+        stages = turn["preprocess"] + turn["tokenize"] + turn["network"] + turn["postprocess"]
+        assert stages <= turn["whole"]
+        assert turn["next"] == pytest.approx(turn["whole"] - turn["preprocess"])
+    assert peer.info == {
+        "runtime": "PyTorch eager, contiguous",
+        "version": torch.__version__,
+        "device": "CPU",
+        "precision": "float32",
+        "threads": 1,
+    }
+
+
+def test_ratios_are_against_the_better_memory_format():
+    slow = entry("pytorch", "contiguous", turns((2.0, 1.9), (4.0, 3.8)))
+    fast = entry("pytorch-channels-last", "channels last", turns((1.0, 0.9), (2.0, 1.9)), peak=200)
+    ours = entry("bundle", "ours", turns((0.1, 0.05), (0.2, 0.1)), runtime="openvino", peak=50)
+    found = Comparison({}, [slow, fast, ours], [], {}, None)
+    assert found.base is fast
+    against = found.against(fast, ours)
+    assert against["whole"]["ratio"] == pytest.approx(10)
+    # The next sentence is held against all of PyTorch's work: it keeps nothing of the image.
+    assert against["next"]["ratio"] == pytest.approx(20)
+    assert against["memory"] == 0.25
+
+
+def test_rearranged_is_held_against_plain_in_the_same_runtime_and_precision():
+    ours = entry("bundle", "ours", turns((1.0, 0.5)), runtime="openvino")
+    other = entry("onnxruntime-plain", "plain", turns((9.0, 9.0)), runtime="onnxruntime, plain export")
+    same = entry("openvino-plain", "plain", turns((1.5, 1.5)), runtime="openvino, plain export")
+    rows = Comparison({}, [other, same, ours], [], {}, None).to_dict()["entries"]
+    assert rows[2]["against_plain"]["whole"]["ratio"] == pytest.approx(1.5)
+    assert rows[0]["against_plain"] is None
+
+
+def test_share_outside_the_network():
+    stages = {"preprocess": 0.1, "image_encoder": 0.5, "text_encoder": 0.1, "mask_decoder": 0.3}
+    assert entry("bundle", "ours", turns((1.0, 0.5), stages=stages)).overhead == pytest.approx(0.1)
+
+
+def test_peers_are_measured_together(checkpoint):
+    found = compare(checkpoint, [], peers=("pytorch", "pytorch-channels-last"), threads=1, runs=2, seconds=0)
+    assert not found.failures
+    assert [len(entry.turns.blocks) for entry in found.entries] == [2, 2]
+    assert found.entries[1].difference is not None
+    assert found.entries[1].difference < 1e-4
+    assert found.base in found.entries
+
+
+@pytest.mark.slow
+def test_one_run_of_all(checkpoint, folder):
+    from runtimes.export import Options, export
+
+    bundle = export(checkpoint, folder / "bundle", Options(runtimes=("onnxruntime",)))
+    output = folder / "found.json"
+    arguments = ["--checkpoint", checkpoint, "--bundle", bundle, "--runs", 3, "--seconds", 0, "--threads", 1]
+    arguments += ["--peer", "pytorch", "--peer", "onnxruntime-plain", "--output", output, "--markdown"]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    found = json.loads(output.read_text())
+    assert not found["failures"]
+    assert [row["name"] for row in found["entries"]] == ["pytorch", "onnxruntime-plain", "bundle"]
+    for row in found["entries"]:
+        assert row["largest_difference_of_a_logit"] < 1e-3  # all of them compute the same
+        assert row["info"]["threads"] == 1
+        assert row["memory"]["peak"] > 20e6
+    torch_peak, plain_peak = (row["memory"]["peak"] for row in found["entries"][:2])
+    assert plain_peak < 0.8 * torch_peak  # torch is not in the process of an export
+    assert found["entries"][2]["against_plain"]["whole"]["ratio"] > 0
+    assert found["entries"][0]["against_pytorch"]["whole"]["ratio"] == 1
+    assert "| bundle, onnxruntime float32" in result.stdout
+
+
+def test_what_cannot_run_is_told(tmp_path):
+    found = compare(tmp_path / "absent.pth", [], peers=("pytorch",), threads=1)
+    assert not found.entries
+    assert found.base is None
+    assert [failure["case"] for failure in found.failures] == ["PyTorch eager, contiguous, float32"]
+    assert "absent.pth" in found.failures[0]["error"]
+    assert "failed: PyTorch eager" in Comparison(_machine(), [], found.failures, {}, None).to_text()
+
+
+def _machine() -> dict[str, object]:
+    return {"processor": "a processor", "cores": 2, "system": "a system", "instruction_sets": ["AVX2"]}
+
+
+def test_unknown_peer():
+    with pytest.raises(OptionError, match="choose from pytorch"):
+        compare(Path("model.pth"), [], peers=("tensorflow",))
+    assert "pytorch" in PEERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "precision", "tolerance"), [("compiled", "float32", 1e-3), ("contiguous", "bfloat16", 0.5)]
+)
+def test_slow_forms_of_pytorch(checkpoint, folder, form, precision, tolerance):
+    name = "pytorch-compiled" if form == "compiled" else "pytorch-bfloat16"
+    found = compare(checkpoint, [], peers=("pytorch", name), threads=1, runs=3, seconds=0)
+    assert not found.failures
+    assert found.entries[1].difference is not None
+    assert found.entries[1].difference < tolerance
