@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,12 +34,12 @@ from cris_edge.tokenizer import Tokenizer
 from runtimes import onnx_graph
 from runtimes.cost import multiply_accumulates
 from runtimes.lowering import LOWERINGS, Lowering
-from runtimes.network import Array, Network, example_inputs, of_modules
+from runtimes.network import Array, Network, example_inputs
 from runtimes.parity import Reference, check, check_deploy, check_storage, compiled, state_reduced
 from runtimes.probes import Probes, draw, free_photos
 from training.checkpoint import load_model, read_checkpoint, sha256
 from training.data.samples import Source, open_source
-from training.evaluate import score
+from training.evaluate import Predictor, TorchPredictor, score
 from training.model import CRIS, Architecture
 
 logger = logging.getLogger("cris_edge.runtimes")
@@ -114,9 +115,13 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
         architecture = model.architecture
         copyfile(embedded() / "tokenizer.json", writer.path / "tokenizer.json")
         tokenizer = Tokenizer(writer.path / "tokenizer.json")
-        step("run PyTorch")
         probes = draw(architecture.input_size, architecture.word_len, tokenizer, _photos(source))
         _require_vocabulary(probes, architecture, checkpoint)
+        metrics = []
+        if source is not None:
+            step("score PyTorch")
+            metrics.append(_metrics(TorchPredictor(model), source))
+        step("run PyTorch")
         reference, parity = _reference(model, probes, options.precision)
         del model
         golden = reference.logits[: len(probes.golden_prompts)]
@@ -127,10 +132,6 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
             logits=np.concatenate(golden),
         )
         graphs, files = _lower(reference, options, lowerings, writer.path, step)
-        metrics = []
-        if source is not None:
-            step("score PyTorch")
-            metrics.append(_metrics(of_modules(reference.modules), source, architecture, "pytorch", "float32"))
         for runtime in options.runtimes:
             step(f"compare {runtime}")
             with compiled(runtime, files[runtime], graphs, "float32") as (network, forced):
@@ -140,7 +141,8 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
                     parity += check(reference, network, runtime, chosen)
                 if source is not None:
                     step(f"score {runtime}")
-                    metrics.append(_metrics(network, source, architecture, runtime, chosen))
+                    predictor = _Predictor(network, runtime, chosen, architecture.input_size, architecture.word_len)
+                    metrics.append(_metrics(predictor, source))
                     require_accuracy(metrics[0], metrics[-1], options)
         step("write")
         recorded = _recorded(checkpoint)
@@ -236,17 +238,20 @@ def _plain(spec: GraphSpec) -> dict[str, Any]:
     return {**tensors, "macs": spec.macs}
 
 
-def _metrics(
-    network: Network, source: Source, architecture: Architecture, runtime: str, precision: str
-) -> dict[str, Any]:
-    """The manifest's entry: `network` scored on every sentence of `source`, as the paper's figures are."""
-    predictor = _Predictor(network, runtime, precision, architecture.input_size, architecture.word_len)
+def _metrics(predictor: Predictor, source: Source) -> dict[str, Any]:
+    """The manifest's entry: every sentence of `source` scored, as the paper's figures are."""
     report = score(predictor, source, threshold=THRESHOLD)
-    entry = {"dataset": source.name, "split": source.split, "runtime": runtime, "precision": precision}
-    return {**entry, "samples": len(report.cases), **report.scores.to_dict()}
+    return {
+        "dataset": report.dataset,
+        "split": report.split,
+        "runtime": report.runtime,
+        "precision": report.precision,
+        "samples": len(report.cases),
+        **report.scores.to_dict(),
+    }
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Predictor:
     """A network as `training.evaluate` asks it."""
 
@@ -362,6 +367,8 @@ def main(checkpoint: Path, output: Path, runtimes: str, **others: Any) -> None:
         options = Options(runtimes=names, **others)
     except OptionError as error:
         raise click.UsageError(str(error)) from error
+    # As Ctrl-C does: unwind, and so remove what was written so far.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: the export was terminated; nothing was written."))
     try:
         export(checkpoint, output, options)
     except CrisEdgeError as error:

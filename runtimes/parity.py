@@ -102,11 +102,11 @@ class Reference:
         for (name, tokens), expected in zip(probes.sentences, text_features, strict=True):
             texts.append(network.encode_text(tokens))
             found.add("text_encoder", name, texts[-1], expected)
-        for (image, text), decoded, logits in zip(probes.pairs, self.decoded, self.logits, strict=True):
-            fed = network.decode(image_features[image], text_features[text])
-            chained = network.decode(images[image], texts[text])
+        for pair, decoded, logits in zip(probes.pairs, self.decoded, self.logits, strict=True):
+            fed = network.decode(image_features[pair[0]], text_features[pair[1]])
+            chained = network.decode(images[pair[0]], texts[pair[1]])
             for graph, ours, theirs in (("mask_decoder", fed, decoded), (CHAIN, chained, logits)):
-                found.add(graph, probes.name((image, text)), {"logits": ours}, {"logits": theirs})
+                found.add(graph, probes.name(pair), {"logits": ours}, {"logits": theirs})
                 found.add_mask(graph, mask_iou(ours, theirs, self.threshold))
         return found
 

@@ -97,9 +97,7 @@ def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} could not be written ({error}); what was there before stays."
-        ) from error
+        raise CheckpointError(f"{path} could not be written ({error}); what was there before stays.") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -155,9 +153,7 @@ def _kind(path: Path) -> str:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; give the path of a checkpoint file.") from error
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be opened ({error.strerror}); give a file that can be read."
-        ) from error
+        raise CheckpointError(f"{path} cannot be opened ({error.strerror}); give a file that can be read.") from error
     if not head:
         return "an empty file"
     if head.startswith(b"PK"):
