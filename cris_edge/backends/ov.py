@@ -60,10 +60,20 @@ def devices(core: Any) -> dict[str, str]:
     return found
 
 
+def shared_core(module: Any) -> Any:
+    """The one `Core` of this process: OpenVINO's own advice, and ending several was seen to crash a later fork."""
+    if not _CORE:
+        _CORE.append(module.Core())
+    return _CORE[0]
+
+
+_CORE: list[Any] = []
+
+
 def describe() -> RuntimeReport:
     """Version, and the devices found here."""
     module = load()
-    core = module.Core()
+    core = shared_core(module)
     found = []
     for device in core.available_devices:
         able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
@@ -93,7 +103,7 @@ class OvBackend:
     def __init__(self, options: BackendOptions) -> None:
         self._ov = load()
         refuse_extra(options.extra, (), "OpenVINO")
-        self._core = self._ov.Core()
+        self._core = shared_core(self._ov)
         known = devices(self._core)
         self._device = one_of("device", options.device, {**known, "auto": "AUTO"}, "OpenVINO")
         if self._device == "AUTO" and set(known.values()) == {"CPU"}:
