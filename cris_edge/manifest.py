@@ -240,7 +240,9 @@ _NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a tex
 
 
 def _kind(value: object) -> str:
-    return {bool: "true or false", type(None): "null", **_NAMES}.get(type(value), type(value).__name__)
+    names: dict[type, str] = {bool: "true or false", type(None): "null"}
+    names.update(_NAMES)
+    return names.get(type(value), type(value).__name__)
 
 
 def _triple(reader: _Reader, key: str) -> tuple[float, float, float]:
