@@ -118,7 +118,8 @@ class Trainer:
                 state.norms.append(norm)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                last = state.step == total or self._stop
+                stopping = self._stop  # read once: a signal between saving and stopping would lose the checkpoint
+                last = state.step == total or stopping
                 if state.step % loop.log_every == 0 or last:
                     record = self._record(meter)
                 if self.val is not None and (state.step % loop.validate_every == 0 or state.step == total):
@@ -126,7 +127,7 @@ class Trainer:
                     meter.restart()
                 if state.step % loop.checkpoint_every == 0 or last:
                     self.save()
-                if self._stop and state.step < total:
+                if stopping and state.step < total:
                     raise StoppedError(f"stopped at step {state.step} of {total}; continue with --resume auto.")
         if self.journal is not None:
             self.journal.finish()

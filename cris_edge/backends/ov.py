@@ -61,7 +61,7 @@ def devices(core: Any) -> dict[str, str]:
 
 
 def shared_core(module: Any) -> Any:
-    """The one `Core` of this process: OpenVINO's own advice, and ending several was seen to crash a later fork."""
+    """The one `Core` of this process: ending several in turn leaves the thread's signal stack in freed memory."""
     if not _CORE:
         _CORE.append(module.Core())
     return _CORE[0]
