@@ -25,7 +25,6 @@ from training.data.loader import Batch, Examples, Order, batches
 from training.data.samples import Source
 from training.data.transforms import Transform
 from training.model import text_to_pixel_loss
-from training.network import attention
 
 logger = logging.getLogger("cris_edge.quantization")
 
@@ -163,15 +162,14 @@ class Distillation:
         with torch.no_grad():
             target = torch.sigmoid(self.teacher(batch.image, batch.tokens))
         self.optimizer.zero_grad(set_to_none=True)
-        with attention(self.device):
-            logits = self.student(batch.image, batch.tokens)
-            loss = self.loss(logits, target, batch.mask)
-            if not torch.isfinite(loss.detach()):
-                raise DivergedError(
-                    f"the fine-tuning's loss is {float(loss.detach())} at step {self.step + 1}, with the samples "
-                    f"{', '.join(batch.ids)}; try a lower --learning-rate."
-                )
-            loss.backward()
+        logits = self.student(batch.image, batch.tokens)
+        loss = self.loss(logits, target, batch.mask)
+        if not torch.isfinite(loss.detach()):
+            raise DivergedError(
+                f"the fine-tuning's loss is {float(loss.detach())} at step {self.step + 1}, with the samples "
+                f"{', '.join(batch.ids)}; try a lower --learning-rate."
+            )
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
         self.optimizer.step()
         self.scheduler.step()

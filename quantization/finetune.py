@@ -71,6 +71,7 @@ def finetune(
         "float": ladder.notes["float"],
         "rungs": [rung.figures for rung in rungs],
         **asked,
+        "checkpoint_path": str(checkpoint.resolve()),
     }
     if charts is not None:
         _draw(rungs, charts, checkpoint.stem)

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-import torch
 from tqdm import tqdm
 
 from cris_edge.backends import registry
@@ -35,16 +34,15 @@ from runtimes import onnx_graph
 from runtimes.cost import multiply_accumulates
 from runtimes.lowering import LOWERINGS, Lowering
 from runtimes.network import Array, Network, example_inputs
-from runtimes.parity import Reference, check, check_deploy, check_storage, compiled, state_reduced
+from runtimes.parity import check, compiled
 from runtimes.probes import Probes, draw, free_photos
-from training.checkpoint import load_model, read_checkpoint, sha256
+from runtimes.subject import THRESHOLD, Subject, entry, open_subject
+from training.checkpoint import sha256
 from training.data.samples import Source, open_source
-from training.evaluate import Predictor, TorchPredictor, score
-from training.model import CRIS, Architecture
+from training.model import Architecture
 
 logger = logging.getLogger("cris_edge.runtimes")
 
-THRESHOLD = 0.35  # of the reference implementation
 PRECISIONS = ("fp32", "fp16", "int8")
 
 Step = Callable[[str], None]
@@ -63,6 +61,7 @@ class Options:
     input_size: int | None = None
     word_len: int | None = None
     decoder_heads: int | None = None
+    before: Path | None = None
     name: str | None = None
     description: str | None = None
     overwrite: bool = False
@@ -100,38 +99,31 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
         BundleError: `output` exists.
         RuntimeMissingError: A runtime is not installed.
     """
-    if options.precision == "int8":
-        raise ExportError(
-            f"{checkpoint} is to be exported in int8, which needs a quantized checkpoint; write one with "
-            "`python -m quantization.finetune`, or choose --precision fp32 or fp16."
-        )
     _require_installed(options.runtimes)
     source = None if options.data is None else open_source(options.data, by_image=True)
     with BundleWriter(output, overwrite=options.overwrite) as writer, _progress(options) as step:
         step("load the checkpoint")
-        model = load_model(
-            checkpoint, word_len=options.word_len, decoder_heads=options.decoder_heads, input_size=options.input_size
-        )
-        architecture = model.architecture
+        given = {name: getattr(options, name) for name in ("word_len", "decoder_heads", "input_size")}
+        subject = open_subject(checkpoint, options.precision, before=options.before, **given)
+        architecture = subject.architecture
         copyfile(embedded() / "tokenizer.json", writer.path / "tokenizer.json")
         tokenizer = Tokenizer(writer.path / "tokenizer.json")
         probes = draw(architecture.input_size, architecture.word_len, tokenizer, _photos(source))
         _require_vocabulary(probes, architecture, checkpoint)
-        metrics = []
         if source is not None:
             step("score PyTorch")
-            metrics.append(_metrics(TorchPredictor(model), source))
+        metrics = subject.metrics(source)
         step("run PyTorch")
-        reference, parity = _reference(model, probes, options.precision)
-        del model
+        reference, parity = subject.reference(probes)
         golden = reference.logits[: len(probes.golden_prompts)]
         np.savez_compressed(
             writer.path / "golden.npz",
             image=probes.golden_images,
             tokens=np.concatenate([probes.sentences[text][1] for _, text in probes.pairs[: len(golden)]]),
             logits=np.concatenate(golden),
+            truth=probes.golden_truth,
         )
-        graphs, files = _lower(reference, options, lowerings, writer.path, step)
+        graphs, files = _lower(subject, probes, options, lowerings, writer.path, step)
         for runtime in options.runtimes:
             step(f"compare {runtime}")
             with compiled(runtime, files[runtime], graphs, "float32") as (network, forced):
@@ -142,10 +134,10 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
                 if source is not None:
                     step(f"score {runtime}")
                     predictor = _Predictor(network, runtime, chosen, architecture.input_size, architecture.word_len)
-                    metrics.append(_metrics(predictor, source))
+                    metrics.append(entry(predictor, source))
                     require_accuracy(metrics[0], metrics[-1], options)
         step("write")
-        recorded = _recorded(checkpoint)
+        recorded = subject.recorded
         writer.manifest = {
             "name": options.name or writer.target.name,
             "description": options.description or recorded.get("description") or _description(architecture, recorded),
@@ -175,49 +167,30 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
     return writer.target
 
 
-def _reference(model: CRIS, probes: Probes, precision: str) -> tuple[Reference, list[dict[str, Any]]]:
-    """What the graphs will be compared with, and the manifest's entries about it.
-
-    The weights are those that the bundle stores: where that is float16, they are rounded here, what this changes is
-    held against the float32 network, and from there on nothing may change.
-    """
-    with torch.inference_mode():
-        logits = [
-            model(torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.sentences[text][1])).numpy()
-            for image, text in probes.pairs
-        ]
-    modules = tuple(module.eval() for module in model.deploy())
-    reference = Reference(probes, modules, logits, THRESHOLD)
-    rows = [check_deploy(reference)]
-    rounding = rows[0]["max_abs_diff"]
-    if precision == "fp16":
-        for module in modules:
-            onnx_graph.round_to_float16(module)
-        logits = Reference(probes, modules, logits, THRESHOLD).decoded
-        rows.append(check_storage(Reference(probes, modules, logits, THRESHOLD), reference.logits))
-    reference = replace(reference, logits=logits, rounding=rounding)
-    return reference, rows + state_reduced(reference)
-
-
 def _lower(
-    reference: Reference, options: Options, lowerings: Mapping[str, Lowering], folder: Path, step: Step
+    subject: Subject,
+    probes: Probes,
+    options: Options,
+    lowerings: Mapping[str, Lowering],
+    folder: Path,
+    step: Step,
 ) -> tuple[dict[str, GraphSpec], dict[str, dict[str, Path]]]:
     """Each graph in the form of each runtime, one at a time; its tensors by graph, its file by runtime and graph."""
-    probes = reference.probes
-    examples = example_inputs(reference.modules, probes.images[0][1], probes.sentences[0][1])
+    examples = example_inputs(subject.modules, probes.images[0][1], probes.sentences[0][1])
     graphs: dict[str, GraphSpec] = {}
     files: dict[str, dict[str, Path]] = {runtime: {} for runtime in options.runtimes}
-    for name, module in zip(GRAPHS, reference.modules, strict=True):
+    for index, name in enumerate(GRAPHS):
         step(f"lower {name}")
-        graph = onnx_graph.trace(name, module, examples.pop(name), module.output_names)
-        graphs[name] = _spec(graph)
+        inputs = examples.pop(name)
         written: dict[str, Path] = {}
         for runtime in options.runtimes:
             form = "onnxruntime" if options.shared_onnx else runtime
             if form not in written:
+                graph = subject.trace(index, name, inputs, form)
+                graphs[name] = _spec(graph)
                 written[form] = lowerings[form](graph, options.precision, folder)
+                del graph
             files[runtime][name] = written[form]
-        del graph
         gc.collect()
     return graphs, files
 
@@ -236,19 +209,6 @@ def _plain(spec: GraphSpec) -> dict[str, Any]:
         for kind, values in (("inputs", spec.inputs), ("outputs", spec.outputs))
     }
     return {**tensors, "macs": spec.macs}
-
-
-def _metrics(predictor: Predictor, source: Source) -> dict[str, Any]:
-    """The manifest's entry: every sentence of `source` scored, as the paper's figures are."""
-    report = score(predictor, source, threshold=THRESHOLD)
-    return {
-        "dataset": report.dataset,
-        "split": report.split,
-        "runtime": report.runtime,
-        "precision": report.precision,
-        "samples": len(report.cases),
-        **report.scores.to_dict(),
-    }
 
 
 @dataclass
@@ -306,12 +266,6 @@ def _photos(source: Source | None) -> dict[str, Array]:
     return photos
 
 
-def _recorded(checkpoint: Path) -> dict[str, Any]:
-    """What our own checkpoints say about themselves beside the weights."""
-    content = read_checkpoint(checkpoint)
-    return {key: content[key] for key in ("recipe", "description") if isinstance(content.get(key), str)}
-
-
 def _description(architecture: Architecture, recorded: Mapping[str, Any]) -> str:
     origin = f"trained by the recipe {recorded['recipe']}" if "recipe" in recorded else "of unrecorded training"
     return (
@@ -357,6 +311,12 @@ def _progress(options: Options) -> Iterator[Step]:
 @click.option("--input-size", type=int, help="Pixels; for checkpoints that do not say.  [default: 416]")
 @click.option("--word-len", type=int, help="Tokens; for checkpoints that do not say.  [default: 17]")
 @click.option("--decoder-heads", type=int, help="For checkpoints that do not say.  [default: 8]")
+@click.option(
+    "--float",
+    "before",
+    type=click.Path(path_type=Path),
+    help="The float checkpoint behind a quantized one, to measure the drop against.  [default: where it was]",
+)
 @click.option("--name", help="Of the model.  [default: the folder's]")
 @click.option("--description", help="One or two sentences: what the model knows, what not.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is at --output.")

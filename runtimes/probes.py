@@ -30,6 +30,7 @@ class Probes:
         pairs: places of an image and a sentence in these. The first are the bundle's golden pairs.
         golden_images: (N, S, S, 3) uint8 RGB, of the golden pairs.
         golden_prompts: the N sentences.
+        golden_truth: (N, S, S) bool, what they mean.
     """
 
     images: tuple[tuple[str, Array], ...]
@@ -37,6 +38,7 @@ class Probes:
     pairs: tuple[tuple[int, int], ...]
     golden_images: Array
     golden_prompts: tuple[str, ...]
+    golden_truth: Array
 
     def golden(self) -> Probes:
         """The golden pairs alone."""
@@ -69,6 +71,7 @@ def draw(input_size: int, word_len: int, tokenize: Callable[..., Array], photos:
     golden = [SyntheticScenes("val", 2, seed=7, height=side, width=side)[index] for index in range(2)]
     golden_images = np.stack([_resized(image, input_size) for image, _, _ in golden])
     prompts = tuple(sentences[0] for _, sentences, _ in golden)
+    truth = np.stack([_resized(masks[0].astype(np.uint8) * 255, input_size) > 127 for _, _, masks in golden])
     wide = SyntheticScenes("val", 1, seed=8, height=side * 3 // 4, width=side)[0][0]
 
     pictures = {f"drawn scene {index + 1}": image for index, image in enumerate(golden_images)}
@@ -81,6 +84,7 @@ def draw(input_size: int, word_len: int, tokenize: Callable[..., Array], photos:
         pairs=((0, 2), (1, 3), *((image, text) for image in range(len(pictures)) if image != 1 for text in (0, 1))),
         golden_images=golden_images,
         golden_prompts=prompts,
+        golden_truth=truth,
     )
 
 

@@ -17,7 +17,7 @@ from quantization.quantizers import quantizers
 from runtimes import onnx_graph
 from runtimes.integer_graph import lower
 from runtimes.network import of_modules
-from runtimes.parity import Differences, Reference
+from runtimes.parity import CHAIN, REDUCED, Differences, Reference
 
 FORMS = ("onnxruntime", "openvino")
 SLACK = 2.0  # times what int8 costs in PyTorch: see `QuantizedReference`
@@ -87,6 +87,20 @@ class QuantizedReference(Reference):
         largest, known = self._largest_values(), cost or self._cost
         # A tensor that hardly feels quantization may still differ by the step of an 8-bit number.
         return {key: slack * max(known.largest[key][0], value / 255) for key, value in largest.items()}
+
+    def state_cost(self) -> list[dict[str, Any]]:
+        """What int8 costs in PyTorch, as `runtimes.parity.state_reduced` does for other arithmetic."""
+        worst, key = self._cost, (CHAIN, "logits")
+        common = {"runtime": "pytorch", "graph": CHAIN, "tensor": "logits", "max_abs_diff": worst.largest[key][0]}
+        return [
+            {
+                **common,
+                "precision": precision,
+                "tolerance": self.tolerances(precision)[key],
+                "mask_iou": worst.mask_iou[CHAIN],
+            }
+            for precision in ("int8+float32", *(f"int8+{name}" for name in REDUCED))
+        ]
 
     @cached_property
     def _cost(self) -> Differences:

@@ -34,7 +34,6 @@ from training.evaluate import TorchPredictor, score
 from training.journal import Journal, Meter
 from training.losses import Criterion
 from training.model import CRIS
-from training.network import attention
 from training.schedule import Schedule
 from training.state import LAST, State, find_checkpoint, restore, save_state
 
@@ -156,7 +155,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         for number, batch in enumerate(micro):
             batch = batch.to(device, memory_format)
-            with self._exchange(number == len(micro) - 1), attention(device):
+            with self._exchange(number == len(micro) - 1):
                 with self._autocast():
                     outputs = self.network(batch.image, batch.tokens)
                 loss = self.criterion(outputs, batch, self._autocast) / len(micro)

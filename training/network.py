@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from training.model import CRIS
@@ -56,11 +55,6 @@ class Network(nn.Module):
         finally:
             for norm, momentum in zip(norms, before, strict=True):
                 norm.momentum = momentum
-
-
-def attention(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return the context to train in: on CPUs, plain matrix products beat the fused attention's backward pass."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
 def project_taps(projector: Projector, decoded: Tensor, sentence: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from cris_edge.errors import CrisEdgeError, OptionError
 from training.checkpoint import FORMAT, infer_architecture, public_state, read_checkpoint
 from training.config import GROUPS, RunConfig, option, override
 from training.distributed import join, leave
+from training.memory import keep_memory
 from training.model import Architecture
 from training.recipes import RECIPES, recipe
 
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.loop.threads:
             torch.set_num_threads(config.loop.threads)
         processes = join(options.device)
+        if processes.device.type == "cpu":
+            keep_memory()
         try:
             from training.engine import Trainer
 

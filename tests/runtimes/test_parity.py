@@ -71,7 +71,14 @@ def reference() -> Reference:
     random = np.random.default_rng(0)
     images = tuple((f"image {i}", random.normal(size=(1, 3, 32, 32)).astype(np.float32)) for i in range(2))
     sentences = tuple((f"sentence {i}", np.array([[9, i + 1, 0]])) for i in range(2))
-    probes = Probes(images, sentences, ((0, 1), (1, 0), (0, 0)), np.zeros((2, 32, 32, 3), np.uint8), ("a", "b"))
+    probes = Probes(
+        images,
+        sentences,
+        ((0, 1), (1, 0), (0, 0)),
+        np.zeros((2, 32, 32, 3), np.uint8),
+        ("a", "b"),
+        np.zeros((2, 32, 32), bool),
+    )
     modules = tuple(module.eval() for module in (Image(), Text(), Mask()))
     network = of_modules(modules)
     logits = [network.logits(images[image][1], sentences[text][1]) for image, text in probes.pairs]

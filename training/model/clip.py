@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.model.architecture import Architecture
-from training.model.attention import MultiHeadAttention, merge_heads, split_heads
+from training.model.attention import MultiHeadAttention, dot_product_attention, merge_heads, split_heads
 
 
 class Bottleneck(nn.Module):
@@ -79,7 +79,7 @@ class AttentionPool(nn.Module):
         q = split_heads(self.q_proj(tokens), self.heads)
         k = split_heads(self.k_proj(tokens), self.heads)
         v = split_heads(self.v_proj(tokens), self.heads)
-        tokens = self.c_proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))  # (B, h w, embed_dim)
+        tokens = self.c_proj(merge_heads(dot_product_attention(q, k, v)))  # (B, h w, embed_dim)
         attended = tokens.transpose(1, 2).unflatten(2, (height, width))
         return F.relu(attended + residual)
 

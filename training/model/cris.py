@@ -46,10 +46,6 @@ class CRIS(nn.Module):
         self._check(image, tokens)
         features = self.backbone.encode_image(image)
         words, sentence = self.backbone.encode_text(tokens)
-        asked = len(tokens) // len(image)
-        if asked > 1:
-            c3, c4, c5 = (feature.repeat_interleave(asked, dim=0) for feature in features)
-            features = c3, c4, c5
         fused = self.neck(features, sentence)
         decoded: Tensor = self.decoder(fused, words, padding=tokens == 0)
         return decoded, sentence

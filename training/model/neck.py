@@ -63,17 +63,20 @@ class Neck(nn.Module):
         self.coordconv = nn.Sequential(CoordConv(channels), conv_bn_relu(channels, channels, 3))
 
     def forward(self, features: tuple[Tensor, Tensor, Tensor], sentence: Tensor) -> Tensor:
-        """c3, c4, c5 and the sentence (B, embed) -> fused (B, C, S/16, S/16)."""
+        """c3, c4, c5 of B images and N sentences (N, embed), N / B to an image -> fused (N, C, S/16, S/16)."""
         f3, f4, f5 = self.pyramid(features, sentence)
         return self.coordconv(self.aggregate(f3, f4, f5))
 
     def pyramid(self, features: tuple[Tensor, Tensor, Tensor], sentence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sentence gates the deepest map, which then flows down: f3, f4 at S/16 and f5 at S/32."""
         c3, c4, c5 = features
-        gate = self.txt_proj(sentence)[:, :, None, None]  # (B, embed, 1, 1)
-        f5 = self.norm_layer(self.f1_v_proj(c5) * gate)
-        f4 = self.f2_cat(torch.cat((self.f2_v_proj(c4), upsample2(f5)), dim=1))
-        f3 = self.f3_cat(torch.cat((F.avg_pool2d(self.f3_v_proj(c3), 2), f4), dim=1))
+        # What does not see the sentence is computed once an image, however many sentences ask about it.
+        visual = (F.avg_pool2d(self.f3_v_proj(c3), 2), self.f2_v_proj(c4), self.f1_v_proj(c5))
+        v3, v4, v5 = (v.repeat_interleave(len(sentence) // len(v), dim=0) for v in visual)
+        gate = self.txt_proj(sentence)[:, :, None, None]  # (N, embed, 1, 1)
+        f5 = self.norm_layer(v5 * gate)
+        f4 = self.f2_cat(torch.cat((v4, upsample2(f5)), dim=1))
+        f3 = self.f3_cat(torch.cat((v3, f4), dim=1))
         return f3, f4, f5
 
     def aggregate(self, f3: Tensor, f4: Tensor, f5: Tensor) -> Tensor:
