@@ -26,7 +26,7 @@ from cris_edge.worker import Worker
 
 # Channels in and out, and the side before doubling: the two layers of CRIS-R50 at 416 pixels.
 LAYERS = ((512, 512, 26), (512, 256, 52))
-FORMS = ("plain", "shifted", "matrices", "grouped")
+FORMS = ("plain", "shifted", "matrices", "grouped", "channels-last")
 PRECISIONS = {"openvino": ("float32", "bfloat16"), "onnxruntime": ("float32",)}
 
 
@@ -48,6 +48,7 @@ class Exporter:
         import torch
 
         from benchmarks.upsampled import FORMS as MODULES
+        from benchmarks.upsampled import to_layout
         from runtimes import onnx_graph
         from runtimes.cost import multiply_accumulates
 
@@ -59,14 +60,15 @@ class Exporter:
             expected = MODULES["plain"](weight, bias, self.side)(x)
             for form in forms:
                 module = MODULES[form](weight, bias, self.side).eval()
-                graph = onnx_graph.trace(form, module, {"x": x}, ["y"])
+                given, wanted = to_layout(form, x), to_layout(form, expected)
+                graph = onnx_graph.trace(form, module, {"x": given}, ["y"])
                 path = Path(folder) / f"{form}.onnx"
                 onnx_graph.write(graph, path)
                 told[form] = {
                     "path": str(path),
-                    "shapes": [list(x.shape), list(expected.shape)],
+                    "shapes": [list(given.shape), list(wanted.shape)],
                     "macs": multiply_accumulates(graph),
-                    "difference": float((module(x) - expected).abs().max()),
+                    "difference": float((module(given) - wanted).abs().max()),
                 }
         return told
 

@@ -1,8 +1,7 @@
-"""Upsampled: a 3x3 convolution after bilinear doubling, in forms that compute the same sums with fewer operations.
+"""Upsampled: forms of a 3x3 convolution after bilinear doubling; `training.model.upsampled` has the one that won.
 
-The nine taps of a convolution commute with an upsampling that treats each channel alike: the products can be taken at
-low resolution, where there are four times fewer pixels, and the nine results doubled, shifted and added. Every form is
-exact, the border included: beyond it the convolution sees zeros and the upsampling repeats the last pixel.
+All of them compute the same sums, and all but the plain one with fewer operations. Every form is exact, the border
+included: beyond it the convolution sees zeros and the upsampling repeats the last pixel.
 """
 
 from __future__ import annotations
@@ -10,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from training.model.fold import conv
+from training.model.upsampled import LowResolution, shift_of_doubled
 
 # A row of the doubled image is made of a row of the image and its neighbour (half pixels, corners not aligned).
 NEAR, FAR = 0.75, 0.25
@@ -108,14 +110,25 @@ class Grouped(nn.Module):
         return F.relu(F.pixel_shuffle(torch.cat(rows, dim=2), 2) + self.bias)
 
 
-FORMS: dict[str, type[nn.Module]] = {"plain": Plain, "shifted": Shifted, "matrices": Matrices, "grouped": Grouped}
+class ChannelsLast(LowResolution):
+    """As `Matrices`, from and to (B, pixels, channels), so that nothing is turned round: the form that is exported."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, side: int) -> None:
+        super().__init__(conv(weight, bias, padding=1), side)
 
 
-def shift_of_doubled(side: int, tap: int) -> Tensor:
-    """(2 side, side): a line doubled, then shifted as tap 0, 1 or 2 sees it, with zeros beyond the ends."""
-    line = torch.eye(side)[None, None]  # each column of the matrix is what one pixel becomes
-    doubled = F.interpolate(line, size=(2 * side, side), mode="bilinear", align_corners=False)[0, 0]
-    return F.pad(doubled, (0, 0, 1, 1))[tap : tap + 2 * side]
+FORMS: dict[str, type[nn.Module]] = {
+    "plain": Plain,
+    "shifted": Shifted,
+    "matrices": Matrices,
+    "grouped": Grouped,
+    "channels-last": ChannelsLast,
+}
+
+
+def to_layout(form: str, x: Tensor) -> Tensor:
+    """The map (B, C, H, W) as `form` takes it, or gives it."""
+    return x.flatten(2).transpose(1, 2).contiguous() if form == "channels-last" else x
 
 
 def _line(first: bool, last: bool) -> Tensor:

@@ -58,12 +58,16 @@ class Golden:
         tokens: (N, L) int64.
         logits: (N, 1, S/4, S/4) float32.
         prompts: The N sentences.
+        own_logits: By runtime, of the same shape: what PyTorch gave where it computed as that runtime does.
+        truth: (N, S, S) bool, the masks that the sentences mean; None in bundles of before.
     """
 
     images: NDArray[np.uint8]
     tokens: NDArray[np.int64]
     logits: NDArray[np.float32]
     prompts: tuple[str, ...]
+    own_logits: Mapping[str, NDArray[np.float32]]
+    truth: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +172,28 @@ class Bundle:
         side, length = manifest.input_size, manifest.word_len
         try:
             with np.load(self.file(manifest.golden), allow_pickle=False) as arrays:
-                golden = Golden(arrays["image"], arrays["tokens"], arrays["logits"], manifest.golden_prompts)
+                names = arrays.files
+                golden = Golden(
+                    arrays["image"],
+                    arrays["tokens"],
+                    arrays["logits"],
+                    manifest.golden_prompts,
+                    {runtime: arrays[name] for runtime in manifest.runtimes if (name := f"logits_{runtime}") in names},
+                    arrays["truth"] if "truth" in names else None,
+                )
         except (KeyError, ValueError, EOFError, OSError, BadZipFile) as error:
             raise BundleError(f"The golden outputs of {self.path} cannot be read: {error}.") from error
         count = len(golden.images)
-        for name, array, shape, dtype in (
+        logits = (count, 1, side // 4, side // 4)
+        expected: list[tuple[str, NDArray[Any], tuple[int, ...], str]] = [
             ("image", golden.images, (count, side, side, 3), "uint8"),
             ("tokens", golden.tokens, (count, length), "int64"),
-            ("logits", golden.logits, (count, 1, side // 4, side // 4), "float32"),
-        ):
+            ("logits", golden.logits, logits, "float32"),
+        ]
+        expected += [(f"logits of {name}", array, logits, "float32") for name, array in golden.own_logits.items()]
+        if golden.truth is not None:
+            expected.append(("truth", golden.truth, (count, side, side), "bool"))
+        for name, array, shape, dtype in expected:
             if array.shape != shape or array.dtype != dtype or count == 0:
                 raise BundleError(
                     f"The golden {name} of {self.path} is {array.dtype}{list(array.shape)}; expected "

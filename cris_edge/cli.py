@@ -267,6 +267,8 @@ def _tell_verified(report: Report) -> str:
             allowed = f" of {check.tolerance:.3g} allowed" if check.tolerance is not None else ""
             line += f", logits differ by {check.max_abs_diff:.2g}{allowed} on {report.pairs} golden pairs"
             line += f", mask IoU {check.mask_iou:.4f}"
+        if check.accuracy is not None:
+            line += f"; mIoU {check.accuracy[0]:.1f}, and {check.accuracy[1]:.1f} in PyTorch"
         lines.append(line + (f" ({check.message})" if check.message else ""))
     return "\n".join(lines)
 

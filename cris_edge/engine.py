@@ -6,9 +6,12 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cris_edge.backends import registry
 from cris_edge.backends.base import Backend, BackendInfo, BackendOptions, CompiledGraph
@@ -16,6 +19,12 @@ from cris_edge.bundle import GRAPHS, Bundle
 from cris_edge.errors import RuntimeFailure
 
 logger = logging.getLogger(__name__)
+
+# Bytes of the files of three graphs that are compiled at the same time. While a graph is compiled it takes several
+# times its size: beyond this, memory would be worth more than a second core.
+_TOGETHER = 100 << 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,14 +87,27 @@ class Engine:
         _alive.add(self)
 
     def _compile(self) -> Graphs:
-        runtime = self._runtime
-        if isinstance(runtime, str):
-            self._bundle.graph_files(runtime)  # whether it is there at all, before the runtime is loaded
-            backend = registry.create(runtime, self._options)
-        else:
-            backend = runtime
-        files = self._bundle.graph_files(backend.name)
-        return Graphs(backend, *(backend.compile(files[name], self._bundle.manifest.graphs[name]) for name in GRAPHS))
+        preparing = _start(self._prepare)
+        try:
+            runtime = self._runtime
+            if isinstance(runtime, str):
+                self._bundle.graph_files(runtime)  # whether it is there at all, before the runtime is loaded
+                backend = registry.create(runtime, self._options)
+            else:
+                backend = runtime
+            files, specs = self._bundle.graph_files(backend.name), self._bundle.manifest.graphs
+            tasks = [partial(backend.compile, files[name], specs[name]) for name in GRAPHS]
+            small = sum(file.stat().st_size for file in files.values()) <= _TOGETHER
+            return Graphs(backend, *(_together(tasks) if small else [task() for task in tasks]))
+        finally:
+            preparing.join()
+
+    def _prepare(self) -> None:
+        """Load what the first call needs beside the graphs, while they are compiled. What fails here fails there."""
+        with suppress(Exception):
+            self._bundle.tokenizer  # noqa: B018
+        with suppress(Exception):
+            import cv2  # noqa: F401
 
     @property
     def graphs(self) -> Graphs:
@@ -138,6 +160,32 @@ class Engine:
         if self._graphs is not None:
             _abandon(self._graphs)
             self._graphs = None
+
+
+def _start(task: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=task, name="cris-edge-start")
+    thread.start()
+    return thread
+
+
+def _together(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Results of tasks that run at the same time, the first of them in this thread; raises the first one's error."""
+    results: dict[int, T] = {}
+    errors: dict[int, BaseException] = {}
+
+    def run(number: int) -> None:
+        try:
+            results[number] = tasks[number]()
+        except BaseException as error:
+            errors[number] = error
+
+    threads = [_start(partial(run, number)) for number in range(1, len(tasks))]
+    run(0)
+    for thread in threads:
+        thread.join()
+    for number in sorted(errors):
+        raise errors[number]
+    return [results[number] for number in range(len(tasks))]
 
 
 _alive: weakref.WeakSet[Engine] = weakref.WeakSet()

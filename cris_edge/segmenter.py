@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from time import perf_counter
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from cris_edge.image import ImageSource, load_image, postprocess, preprocess
 from cris_edge.result import Segmentation
 
 Sentence: TypeAlias = "str | TextFeatures"
+T = TypeVar("T")
 
 # Sentences kept: a conversation's worth. One of CRIS-R50 takes 230 kB.
 _SENTENCES_KEPT = 32
@@ -104,6 +106,8 @@ class Segmenter:
     ) -> Segmentation | list[Segmentation]:
         """Find what each sentence names. Calling the object itself is the same.
 
+        With the hint "throughput", several sentences are computed at the same time, `info.parallel` of them.
+
         Args:
             image: An image source (see `cris_edge.image.load_image`), or what `encode_image` gave for it.
             sentences: A sentence, or several; each as text, or as what `encode_text` gave for it.
@@ -122,6 +126,18 @@ class Segmenter:
             InputError: Features are of another bundle.
             RuntimeFailure: The Segmenter was closed, or the runtime failed.
         """
+        return self._predict(image, sentences, threshold, color)
+
+    def _predict(
+        self,
+        image: ImageSource,
+        sentences: Sentence | Sequence[Sentence],
+        threshold: float | None,
+        color: str,
+        *,
+        alone: bool = True,
+    ) -> Segmentation | list[Segmentation]:
+        """`predict`; where it is not `alone`, other calls keep the processor busy, and its sentences take turns."""
         level = self._threshold(threshold)
         texts = [self._text(sentence) for sentence in _several(sentences)]  # first: a bad sentence costs nothing
         spent: Mapping[str, float] = {}
@@ -131,10 +147,12 @@ class Segmenter:
         else:
             features = self.encode_image(image, color=color)
             spent = features.timings
-        results = []
+        calls = []
         for text, timings in texts:
-            results.append(self._decode(features, text, level, {**spent, **timings}))
+            calls.append(partial(self._decode, features, text, level, {**spent, **timings}))
             spent = {}
+        parallel = min(len(calls), self.info.parallel) if alone and len(calls) > 1 else 1
+        results = list(_in_order(calls, parallel))
         return results[0] if isinstance(sentences, (str, TextFeatures)) else results
 
     __call__ = predict
@@ -173,29 +191,14 @@ class Segmenter:
         texts = [self._text(sentence)[0] for sentence in _several(sentences)]
         asked: Any = texts[0] if isinstance(sentences, (str, TextFeatures)) else texts
         parallel = self.info.parallel
-        if parallel == 1:
-            return (self.predict(frame, asked, threshold=threshold, color=color) for frame in frames)
-        return self._stream_parallel(frames, asked, threshold, color, parallel)
 
-    def _stream_parallel(
-        self, frames: Iterable[ImageSource], asked: Any, threshold: float | None, color: str, parallel: int
-    ) -> Iterator[Any]:
-        from concurrent.futures import Future, ThreadPoolExecutor
+        def calls() -> Iterator[Callable[[], Any]]:
+            for frame in frames:
+                # The caller may put the next frame into the same array while this one waits.
+                kept = frame.copy() if parallel > 1 and isinstance(frame, np.ndarray) else frame
+                yield partial(self._predict, kept, asked, threshold, color, alone=parallel == 1)
 
-        pending: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(parallel, thread_name_prefix="cris-edge") as pool:
-            try:
-                for frame in frames:
-                    # The caller may put the next frame into the same array while this one waits.
-                    kept = frame.copy() if isinstance(frame, np.ndarray) else frame
-                    pending.append(pool.submit(self.predict, kept, asked, threshold=threshold, color=color))
-                    if len(pending) > parallel:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+        return _in_order(calls(), parallel)
 
     def encode_image(self, image: ImageSource, *, color: str = "rgb") -> ImageFeatures:
         """Pay for an image once, to ask several sentences of it. Arguments and errors are those of `predict`."""
@@ -320,6 +323,28 @@ def _frozen(tensors: dict[str, Array]) -> dict[str, Array]:
     for array in tensors.values():
         array.setflags(write=False)
     return tensors
+
+
+def _in_order(calls: Iterable[Callable[[], T]], parallel: int) -> Iterator[T]:
+    """What the calls return, in their order; `parallel` of them run at the same time, and one more waits."""
+    if parallel == 1:
+        for call in calls:
+            yield call()
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    pending: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(parallel, thread_name_prefix="cris-edge") as pool:
+        try:
+            for call in calls:
+                pending.append(pool.submit(call))
+                if len(pending) > parallel:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def _several(sentences: object) -> list[Any]:

@@ -33,6 +33,8 @@ class Check:
         max_abs_diff: Largest difference of a logit from PyTorch's.
         tolerance: That the bundle states for this runtime and precision.
         mask_iou: Smallest overlap of the masks that both logits give at the bundle's threshold.
+        accuracy: Mean IoU with the masks that the golden sentences mean, in percent, here and in PyTorch; None where
+            the bundle does not carry them. Of so few pairs it is no measure of the model, only of this device.
     """
 
     runtime: str
@@ -43,6 +45,7 @@ class Check:
     max_abs_diff: float | None = None
     tolerance: float | None = None
     mask_iou: float | None = None
+    accuracy: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,15 @@ def _check(bundle: Bundle, golden: Golden, runtime: str, asked: str, seen: set[s
     except CrisEdgeError as error:
         return Check(runtime, asked, FAILED, str(error), precision)
     logits = np.concatenate(found)
-    difference = float(np.abs(logits.astype(np.float64) - golden.logits).max())
-    overlap = min(
-        _mask_iou(ours, theirs, manifest.threshold) for ours, theirs in zip(logits, golden.logits, strict=True)
-    )
+    expected = golden.own_logits.get(runtime, golden.logits)
+    difference = float(np.abs(logits.astype(np.float64) - expected).max())
+    overlap = min(_mask_iou(ours, theirs, manifest.threshold) for ours, theirs in zip(logits, expected, strict=True))
+    accuracy = None
+    if golden.truth is not None:
+        accuracy = (
+            _accuracy(logits, golden.truth, manifest.threshold),
+            _accuracy(expected, golden.truth, manifest.threshold),
+        )
     tolerance = _tolerance(bundle, runtime, precision)
     if tolerance is None:
         outcome, message = NOT_CHECKED, f"the bundle states no tolerance for {precision}, so these are figures alone"
@@ -146,7 +154,7 @@ def _check(bundle: Bundle, golden: Golden, runtime: str, asked: str, seen: set[s
         outcome, message = PASSED, ""
     else:
         outcome, message = FAILED, f"a logit differs by {difference:.3g} from PyTorch's, and {tolerance:.3g} is allowed"
-    return Check(runtime, asked, outcome, message, precision, difference, tolerance, overlap)
+    return Check(runtime, asked, outcome, message, precision, difference, tolerance, overlap, accuracy)
 
 
 def _tolerance(bundle: Bundle, runtime: str, precision: str) -> float | None:
@@ -161,6 +169,19 @@ def _tolerance(bundle: Bundle, runtime: str, precision: str) -> float | None:
                 if isinstance(value, (int, float)):
                     return float(value)
     return _FLOAT32_TOLERANCE if precision == "float32" else None
+
+
+def _accuracy(logits: NDArray[np.float32], truth: NDArray[np.bool_], threshold: float) -> float:
+    """Mean IoU in percent, on the network's input."""
+    import numpy as np
+
+    from cris_edge.image import Letterbox, postprocess
+    from cris_edge.metrics import iou
+
+    side = truth.shape[-1]
+    square = Letterbox.fit(side, side, side)
+    masks = (postprocess(row[None], square) > threshold for row in logits)
+    return 100 * float(np.mean([iou(mask, wanted) for mask, wanted in zip(masks, truth, strict=True)]))
 
 
 def _mask_iou(ours: NDArray[np.float32], theirs: NDArray[np.float32], threshold: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from cris_edge.errors import CrisEdgeError
 from cris_edge.image import postprocess, preprocess
 from cris_edge.metrics import iou
 from cris_edge.tokenizer import Tokenizer
-from training.checkpoint import load_model
+from quantization.checkpoint import is_quantized, load_quantized
+from quantization.network import Predictor as DeployPredictor
+from runtimes.quantized import in_form
+from training.checkpoint import load_model, read_checkpoint
 from training.data.samples import Source, open_source
 from training.evaluate import BundlePredictor, Predictor, TorchPredictor
 
@@ -108,6 +111,19 @@ def predictors(bundle: Path) -> list[BundlePredictor]:
     return found
 
 
+def references(
+    checkpoint: Path, others: Sequence[BundlePredictor]
+) -> Iterator[tuple[Predictor, Sequence[BundlePredictor]]]:
+    """PyTorch with the predictors to hold against it; of a quantized checkpoint, each runtime has a form of its own."""
+    if not is_quantized(read_checkpoint(checkpoint)):
+        yield TorchPredictor(load_model(checkpoint)), others
+        return
+    network, _ = load_quantized(checkpoint)
+    for runtime in dict.fromkeys(other.runtime for other in others):
+        part = [other for other in others if other.runtime == runtime]
+        yield DeployPredictor(in_form(network, runtime)), part
+
+
 @click.command(help=__doc__)
 @click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="What the bundle was exported from.")
 @click.option("--bundle", type=click.Path(path_type=Path), required=True, help="The model folder.")
@@ -118,9 +134,10 @@ def main(checkpoint: Path, bundle: Path, data: str, limit: int | None, as_json: 
     """Print a row for each runtime and precision."""
     try:
         others = predictors(bundle)
-        reference = TorchPredictor(load_model(checkpoint))
         source = open_source(data, by_image=True)
-        rows = compare(reference, others, source, threshold=others[0].threshold, limit=limit)
+        rows = []
+        for reference, part in references(checkpoint, others):
+            rows += compare(reference, part, source, threshold=others[0].threshold, limit=limit)
     except CrisEdgeError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

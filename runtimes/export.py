@@ -30,19 +30,23 @@ from cris_edge.errors import CrisEdgeError, ExportError, OptionError, RuntimeMis
 from cris_edge.image import MEAN, STD
 from cris_edge.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.tokenizer import Tokenizer
-from runtimes import onnx_graph
+from runtimes import onnx_graph, qnn, socs
+from runtimes.agreement import compare
 from runtimes.cost import multiply_accumulates
+from runtimes.htp import Compiler
 from runtimes.lowering import LOWERINGS, Lowering
 from runtimes.network import Array, Network, example_inputs
-from runtimes.parity import check, compiled
+from runtimes.parity import Reference, check, compiled
 from runtimes.probes import Probes, draw, free_photos
 from runtimes.subject import THRESHOLD, Subject, entry, open_subject
 from training.checkpoint import sha256
 from training.data.samples import Source, open_source
+from training.evaluate import Predictor
 from training.model import Architecture
 
 logger = logging.getLogger("cris_edge.runtimes")
 
+AGREEMENT = 100  # images on which the masks of int8 graphs are compared with PyTorch's
 PRECISIONS = ("fp32", "fp16", "int8")
 
 Step = Callable[[str], None]
@@ -68,15 +72,21 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check what can be checked before any work is done."""
-        known = ", ".join(LOWERINGS)
+        known = ", ".join((*LOWERINGS, qnn.NAME))
         if self.precision not in PRECISIONS:
             raise OptionError(f"The precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
         if not self.runtimes:
             raise OptionError(f"No runtime was given; choose from {known}.")
         for runtime in self.runtimes:
-            if runtime not in LOWERINGS:
+            if runtime not in (*LOWERINGS, qnn.NAME):
                 raise OptionError(f"There is no lowering to the runtime {runtime!r}; choose from {known}.")
-        if self.soc is not None:
+        if qnn.NAME in self.runtimes:
+            if self.soc is None:
+                raise OptionError(
+                    f"The runtime {qnn.NAME} is compiled for one chip; name it with --soc: {', '.join(socs.SOCS)}."
+                )
+            socs.find(self.soc)
+        elif self.soc is not None:
             raise OptionError(
                 f"The chip {self.soc!r} was given, but none of {', '.join(self.runtimes)} compiles for one."
             )
@@ -84,6 +94,11 @@ class Options:
             raise OptionError("A largest drop was given, but no labelled data to measure it on; give --data too.")
         if self.max_drop is not None and not self.max_drop >= 0:
             raise OptionError(f"The largest drop is {self.max_drop}; expected points of mIoU, 0 or more.")
+
+    @property
+    def at_home(self) -> tuple[str, ...]:
+        """The runtimes that are compared with PyTorch on this machine's processor."""
+        return tuple(runtime for runtime in self.runtimes if runtime != qnn.NAME)
 
 
 def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mapping[str, Lowering] = LOWERINGS) -> Path:
@@ -99,7 +114,8 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
         BundleError: `output` exists.
         RuntimeMissingError: A runtime is not installed.
     """
-    _require_installed(options.runtimes)
+    _require_installed(options.at_home)
+    compiler = Compiler(socs.find(options.soc)) if options.soc is not None else None
     source = None if options.data is None else open_source(options.data, by_image=True)
     with BundleWriter(output, overwrite=options.overwrite) as writer, _progress(options) as step:
         step("load the checkpoint")
@@ -114,28 +130,40 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
             step("score PyTorch")
         metrics = subject.metrics(source)
         step("run PyTorch")
-        reference, parity = subject.reference(probes)
-        golden = reference.logits[: len(probes.golden_prompts)]
-        np.savez_compressed(
-            writer.path / "golden.npz",
-            image=probes.golden_images,
-            tokens=np.concatenate([probes.sentences[text][1] for _, text in probes.pairs[: len(golden)]]),
-            logits=np.concatenate(golden),
-            truth=probes.golden_truth,
-        )
-        graphs, files = _lower(subject, probes, options, lowerings, writer.path, step)
-        for runtime in options.runtimes:
+        forms = {runtime: "onnxruntime" if options.shared_onnx else runtime for runtime in options.at_home}
+        references: dict[str, Reference] = {}
+        parity: list[dict[str, Any]] = []
+        for form in dict.fromkeys(forms.values() or ["onnxruntime"]):
+            references[form], rows = subject.reference(probes, form)
+            parity += rows
+        ours = {name: references[form] for name, form in forms.items()} or references
+        _write_golden(writer.path / "golden.npz", probes, ours)
+        graphs, files = _lower(subject, probes, options, forms, lowerings, writer.path, step)
+        for runtime in options.at_home:
             step(f"compare {runtime}")
             with compiled(runtime, files[runtime], graphs, "float32") as (network, forced):
-                parity += check(reference, network, runtime, forced)
+                parity += check(references[forms[runtime]], network, runtime, forced)
             with compiled(runtime, files[runtime], graphs, "auto") as (network, chosen):
                 if chosen != forced:
-                    parity += check(reference, network, runtime, chosen)
+                    parity += check(references[forms[runtime]], network, runtime, chosen)
                 if source is not None:
                     step(f"score {runtime}")
                     predictor = _Predictor(network, runtime, chosen, architecture.input_size, architecture.word_len)
-                    metrics.append(entry(predictor, source))
+                    metrics.append(
+                        {**entry(predictor, source), **_agreement(subject, forms[runtime], predictor, source)}
+                    )
                     require_accuracy(metrics[0], metrics[-1], options)
+        npu: dict[str, Any] = {}
+        if compiler is not None:
+            lowered = qnn.lower(subject.modules, architecture, source, probes, THRESHOLD, writer.path, compiler, step)
+            qnn.write_golden(writer.path / "golden.npz", lowered, probes)
+            graphs, files[qnn.NAME], npu[qnn.NAME] = graphs or lowered.graphs, lowered.files, lowered.record
+            parity += lowered.parity
+            if source is not None:
+                step(f"score {qnn.NAME}")
+                size = architecture.input_size, architecture.word_len
+                metrics.append(entry(_Predictor(lowered.simulated, qnn.NAME, lowered.simulation, *size), source))
+                require_accuracy(metrics[0], metrics[-1], options)
         step("write")
         recorded = subject.recorded
         writer.manifest = {
@@ -157,6 +185,7 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
             "golden_prompts": list(probes.golden_prompts),
             "parity": parity,
             "metrics": metrics,
+            **({"npu": npu} if npu else {}),
             "provenance": {
                 "recipe": recorded.get("recipe"),
                 "checkpoint_sha256": sha256(checkpoint),
@@ -171,6 +200,7 @@ def _lower(
     subject: Subject,
     probes: Probes,
     options: Options,
+    forms: Mapping[str, str],
     lowerings: Mapping[str, Lowering],
     folder: Path,
     step: Step,
@@ -178,13 +208,12 @@ def _lower(
     """Each graph in the form of each runtime, one at a time; its tensors by graph, its file by runtime and graph."""
     examples = example_inputs(subject.modules, probes.images[0][1], probes.sentences[0][1])
     graphs: dict[str, GraphSpec] = {}
-    files: dict[str, dict[str, Path]] = {runtime: {} for runtime in options.runtimes}
+    files: dict[str, dict[str, Path]] = {runtime: {} for runtime in forms}
     for index, name in enumerate(GRAPHS):
         step(f"lower {name}")
         inputs = examples.pop(name)
         written: dict[str, Path] = {}
-        for runtime in options.runtimes:
-            form = "onnxruntime" if options.shared_onnx else runtime
+        for runtime, form in forms.items():
             if form not in written:
                 graph = subject.trace(index, name, inputs, form)
                 graphs[name] = _spec(graph)
@@ -193,6 +222,35 @@ def _lower(
             files[runtime][name] = written[form]
         gc.collect()
     return graphs, files
+
+
+def _write_golden(path: Path, probes: Probes, references: Mapping[str, Reference]) -> None:
+    """The golden pairs: inputs, what they mean, and PyTorch's logits, of each runtime whose form has its own."""
+    count = len(probes.golden_prompts)
+    first = next(iter(references.values()))
+    own = {
+        f"logits_{runtime}": np.concatenate(reference.logits[:count])
+        for runtime, reference in references.items()
+        if reference is not first
+    }
+    np.savez_compressed(
+        path,
+        image=probes.golden_images,
+        tokens=np.concatenate([probes.sentences[text][1] for _, text in probes.pairs[:count]]),
+        logits=np.concatenate(first.logits[:count]),
+        truth=probes.golden_truth,
+        **own,  # type: ignore[arg-type]
+    )
+
+
+def _agreement(subject: Subject, form: str, predictor: Predictor, source: Source) -> dict[str, float]:
+    """How well a runtime's masks agree with PyTorch's on labelled data, where logits alone do not tell."""
+    theirs = subject.predictor(form)
+    if theirs is None:
+        return {}
+    row = compare(theirs, [predictor], source, threshold=THRESHOLD, limit=AGREEMENT)[0]
+    logger.info("%s: mean IoU with PyTorch's masks %.4f, worst %.3f", row.runtime, row.mask_iou, row.worst_mask_iou)
+    return {"mask_iou": row.mask_iou, "worst_mask_iou": row.worst_mask_iou, "compared": row.sentences}
 
 
 def _spec(graph: onnx.ModelProto) -> GraphSpec:
@@ -276,7 +334,7 @@ def _description(architecture: Architecture, recorded: Mapping[str, Any]) -> str
 
 def _versions(runtimes: tuple[str, ...]) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("torch", "onnx", "numpy", *runtimes):
+    for package in ("torch", "onnx", "numpy", *("onnxruntime-qnn" if name == qnn.NAME else name for name in runtimes)):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:  # several distributions carry ONNX Runtime under other names
@@ -288,6 +346,7 @@ def _versions(runtimes: tuple[str, ...]) -> dict[str, str]:
 def _progress(options: Options) -> Iterator[Step]:
     scored = options.data is not None
     total = 3 + len(GRAPHS) + scored + len(options.runtimes) * (1 + scored)
+    total += (options.soc is not None) * (1 + 2 * len(GRAPHS))
     form = "{desc:24} {bar} {n_fmt}/{total_fmt} {elapsed}"
     with tqdm(total=total, disable=None, file=sys.stderr, bar_format=form) as bar:
 

@@ -25,8 +25,13 @@ MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")  # operators that chang
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def lower(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, form: str, biases: dict[str, Array] | None = None) -> onnx.ModelProto:
     """Bring a graph with quantizers around float weights into the form of a runtime, in place.
+
+    Args:
+        model: the graph.
+        form: ``onnxruntime`` or ``openvino``.
+        biases: receives each bias, by its name in the graph, as the int32 that stands in its place says it.
 
     Raises:
         ExportError: The result is not a valid graph.
@@ -41,7 +46,7 @@ def lower(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
         _choose_signs(graph)
         _sink_dequantizers(graph)
         _products_as_gemm(graph)
-        _quantize_biases(graph)
+        _quantize_biases(graph, {} if biases is None else biases)
     graph.finish()
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -337,7 +342,7 @@ def _products_as_gemm(graph: _Graph) -> None:
             graph.nodes.remove(node)
 
 
-def _quantize_biases(graph: _Graph) -> None:
+def _quantize_biases(graph: _Graph, told: dict[str, Array]) -> None:
     """A layer's bias in int32, in units of the product of its input's and its weights' scales; a Gemm must have one."""
     for node in list(graph.nodes):
         makers = graph.makers()
@@ -358,6 +363,8 @@ def _quantize_biases(graph: _Graph) -> None:
         unit = graph.constants[data.input[1]] * graph.constants[weight.input[1]].reshape(-1)
         scale = np.broadcast_to(unit, bias.shape).astype(np.float32)
         whole = np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
+        if len(node.input) > 2:
+            told[node.input[2]] = whole * scale
         names = [graph.name("bias"), graph.name("bias_scale"), graph.constant("bias_zero", np.zeros_like(whole))]
         graph.constants[names[0]], graph.constants[names[1]] = whole, scale
         dequantized = graph.name("bias_float")

@@ -53,14 +53,16 @@ def trace(name: str, module: Any, inputs: Mapping[str, Tensor], output_names: Se
 
 
 def store_as_float16(model: onnx.ModelProto) -> int:
-    """Store the weights in half the bytes: float16 initializers, each cast back to float32. Returns the bytes saved.
+    """Store the weights in half the bytes: float16 initializers, cast back to float32. Returns the bytes saved.
 
     Only tensors of two dimensions and more are stored so (the rest weighs nothing), and only those whose values
     float16 holds exactly: round the module first (`round_to_float16`), then storage changes no result. Runtimes fold
-    the casts when they load the graph, and compute as they would from float32.
+    the casts when they load the graph, and compute as they would from float32. Of a table of which rows are looked up,
+    the rows are cast and not the table: it would take most of the time that a small text encoder takes to load.
     """
-    casts, saved = [], 0
+    casts, saved, tables = [], 0, set()
     graph = model.graph
+    looked_up = _looked_up(graph)
     for index, tensor in enumerate(graph.initializer):
         if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
             continue
@@ -70,13 +72,35 @@ def store_as_float16(model: onnx.ModelProto) -> int:
         if not np.array_equal(half.astype(np.float32), values):
             continue
         name = tensor.name
-        casts.append(helper.make_node("Cast", [f"{name}_float16"], [name], name=f"{name}_cast", to=TensorProto.FLOAT))
+        if name in looked_up:
+            tables.add(name)
+        else:
+            casts.append(_to_float32(f"{name}_float16", name))
         graph.initializer[index].CopyFrom(numpy_helper.from_array(half, f"{name}_float16"))
         saved += values.nbytes - half.nbytes
-    nodes = [*casts, *graph.node]  # a graph's nodes are listed in the order in which they can run
+    nodes = casts  # a graph's nodes are listed in the order in which they can run
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type == "Gather" and node.input[0] in tables:
+            rows = node.output[0]
+            node.input[0], node.output[0] = f"{node.input[0]}_float16", f"{rows}_float16"
+            nodes.append(_to_float32(node.output[0], rows))
     del graph.node[:]
     graph.node.extend(nodes)
     return saved
+
+
+def _to_float32(given: str, name: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [given], [name], name=f"{name}_cast", to=TensorProto.FLOAT)
+
+
+def _looked_up(graph: onnx.GraphProto) -> set[str]:
+    """Names of what is read by Gather alone, as its table."""
+    tables, read = set(), {value.name for value in graph.output}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            (tables if node.op_type == "Gather" and place == 0 else read).add(name)
+    return tables - read
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def write(model: onnx.ModelProto, path: Path, *, float16: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Not openvino.convert_model: the same reader, but it reports its use over the network.
-        lowered = openvino.Core().read_model(BytesIO(model.SerializeToString()))
+        lowered = ov.shared_core(openvino).read_model(BytesIO(model.SerializeToString()))
         lowered.set_friendly_name(name)
         openvino.save_model(lowered, path, compress_to_fp16=float16)
     except Exception as error:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from cris_edge.errors import ExportError
 from quantization.layout import calls
+from quantization.network import DeployNetwork
 from quantization.quantizers import quantizers
 from runtimes import onnx_graph
 from runtimes.integer_graph import lower
-from runtimes.network import of_modules
+from runtimes.network import example_inputs, of_modules
 from runtimes.parity import CHAIN, REDUCED, Differences, Reference
 
 FORMS = ("onnxruntime", "openvino")
@@ -27,20 +30,72 @@ REDUCED_SLACK = 4.0  # the same where the rest of the graph is computed in bfloa
 def trace(
     name: str, module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], form: str
 ) -> onnx.ModelProto:
-    """Export a quantized `module` in the form of a runtime; the arguments are those of `onnx_graph.trace`.
+    """Export a quantized `module`, which is in that form already (`in_form`), as a graph of a runtime's `form`.
+
+    The other arguments are those of `onnx_graph.trace`.
 
     Raises:
         ExportError: PyTorch cannot export the module, or the form is unknown.
     """
-    if form not in FORMS:
-        raise ExportError(f"There is no int8 form for the runtime {form!r}; choose {' or '.join(FORMS)}.")
-    with _exportable(module, inputs, leave_out_added=form == "openvino"):
+    _require_known(form)
+    with _exportable(module, inputs):
         model = onnx_graph.trace(name, module, inputs, output_names)
     return lower(model, form)
 
 
+def in_form(network: DeployNetwork, form: str) -> DeployNetwork:
+    """A copy of a quantized network that computes, in PyTorch, what the graphs of a form compute (`module_in_form`).
+
+    Raises:
+        ExportError: The form is unknown.
+    """
+    size, length = network.architecture.input_size, network.architecture.word_len
+    examples = example_inputs(
+        tuple(network.graphs.values()), np.zeros((1, 3, size, size), np.float32), np.ones((1, length), np.int64)
+    )
+    modules = [
+        module_in_form(name, module, examples[name], module.output_names, form)
+        for name, module in network.graphs.items()
+    ]
+    return DeployNetwork(network.architecture, modules).eval()
+
+
+def module_in_form(
+    name: str, module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], form: str
+) -> nn.Module:
+    """A copy of a quantized `module` that computes in PyTorch what its graph in a runtime's `form` will compute.
+
+    OpenVINO adds in float, so the quantizers that were added for ONNX Runtime are off. ONNX Runtime's integer layers
+    hold their biases in int32, so the biases are on that grid. None moves by more than half of the smallest step in
+    which a layer can add; left to the runtime alone, this would still send values to the other side of a border
+    between two levels, and so on from layer to layer, until masks differ visibly.
+
+    Raises:
+        ExportError: The form is unknown.
+    """
+    _require_known(form)
+    module = copy.deepcopy(module)
+    if form == "openvino":
+        for _, hook in quantizers(module):
+            hook.enabled = hook.enabled and not hook.added
+        return module
+    biases: dict[str, Any] = {}
+    with _exportable(module, inputs):
+        lower(onnx_graph.trace(name, module, inputs, output_names), form, biases)
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for key in biases.keys() & parameters.keys():
+            parameters[key].copy_(torch.from_numpy(biases[key]))
+    return module
+
+
+def _require_known(form: str) -> None:
+    if form not in FORMS:
+        raise ExportError(f"There is no int8 form for the runtime {form!r}; choose {' or '.join(FORMS)}.")
+
+
 @contextmanager
-def _exportable(module: nn.Module, inputs: Mapping[str, Tensor], *, leave_out_added: bool) -> Iterator[None]:
+def _exportable(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
     """Put weights on their grid (which changes no result) and quantizers into the form that the exporter knows."""
     before = [(hook, hook.low, hook.high, hook.enabled, hook.scale.requires_grad) for _, hook in quantizers(module)]
     state = dict(module.named_parameters())
@@ -48,8 +103,6 @@ def _exportable(module: nn.Module, inputs: Mapping[str, Tensor], *, leave_out_ad
     try:
         for place, hook in quantizers(module):
             hook.scale.requires_grad_(False)
-            if hook.added and leave_out_added:
-                hook.enabled = False
             if hook.weight and hook.enabled and place in weights:
                 with torch.no_grad():
                     state[weights[place]].copy_(hook(state[weights[place]]))
@@ -88,14 +141,21 @@ class QuantizedReference(Reference):
         # A tensor that hardly feels quantization may still differ by the step of an 8-bit number.
         return {key: slack * max(known.largest[key][0], value / 255) for key, value in largest.items()}
 
-    def state_cost(self) -> list[dict[str, Any]]:
+    def state_cost(self, form: str) -> list[dict[str, Any]]:
         """What int8 costs in PyTorch, as `runtimes.parity.state_reduced` does for other arithmetic."""
         worst, key = self._cost, (CHAIN, "logits")
-        common = {"runtime": "pytorch", "graph": CHAIN, "tensor": "logits", "max_abs_diff": worst.largest[key][0]}
+        common = {
+            "runtime": "pytorch",
+            "form": form,
+            "graph": CHAIN,
+            "tensor": "logits",
+            "max_abs_diff": worst.largest[key][0],
+        }
         return [
             {
                 **common,
                 "precision": precision,
+                "max_abs_diff": worst.largest[key][0],
                 "tolerance": self.tolerances(precision)[key],
                 "mask_iou": worst.mask_iou[CHAIN],
             }

@@ -22,6 +22,7 @@ from training.checkpoint import load_model, read_checkpoint, sha256
 from training.data.samples import Source
 from training.evaluate import Predictor, TorchPredictor, score
 from training.model import Architecture
+from training.model.deploy import DeployMaskDecoder
 
 THRESHOLD = 0.35  # of the reference implementation
 
@@ -34,7 +35,7 @@ class Subject(Protocol):
     Attributes:
         architecture: of the CRIS that it was made from.
         recorded: what the checkpoint says about itself: ``recipe``, ``description``.
-        modules: the three deploy modules; present once `reference` was called.
+        modules: the three deploy modules, without what belongs to one form alone; present once `reference` was called.
     """
 
     architecture: Architecture
@@ -44,8 +45,11 @@ class Subject(Protocol):
     def metrics(self, source: Source | None) -> list[Metrics]:
         """The manifest's entries about PyTorch; the first is what runtimes are held against on `source`."""
 
-    def reference(self, probes: Probes) -> tuple[Reference, list[dict[str, Any]]]:
-        """What the graphs will be compared with, and the manifest's entries about it."""
+    def reference(self, probes: Probes, form: str) -> tuple[Reference, list[dict[str, Any]]]:
+        """What graphs in the form of a runtime will be compared with, and the manifest's entries about it."""
+
+    def predictor(self, form: str) -> Predictor | None:
+        """What masks are compared with on labelled data; None where logits that agree say enough."""
 
     def trace(self, index: int, name: str, inputs: Mapping[str, Tensor], form: str) -> onnx.ModelProto:
         """The graph of module `index`, in the form of a runtime."""
@@ -86,6 +90,7 @@ class FloatSubject:
     def __init__(self, checkpoint: Path, recorded: Mapping[str, str], *, half: bool, **given: int | None) -> None:
         self._model = load_model(checkpoint, **given)
         self._half = half
+        self._reference: Reference | None = None
         self._last: tuple[int, onnx.ModelProto] | None = None
         self.architecture, self.recorded = self._model.architecture, recorded
         self.modules: Sequence[DeployModule] = ()
@@ -94,12 +99,18 @@ class FloatSubject:
         """As stated in `Subject`."""
         return [] if source is None else [entry(TorchPredictor(self._model), source)]
 
-    def reference(self, probes: Probes) -> tuple[Reference, list[dict[str, Any]]]:
-        """As stated in `Subject`.
+    def predictor(self, form: str) -> Predictor | None:
+        """As stated in `Subject`."""
+        return None
+
+    def reference(self, probes: Probes, form: str) -> tuple[Reference, list[dict[str, Any]]]:
+        """As stated in `Subject`; one reference serves all forms.
 
         The weights are those that the bundle stores: where that is float16, they are rounded here, what this changes
         is held against the float32 network, and from there on nothing may change.
         """
+        if self._reference is not None:
+            return self._reference, []
         with torch.inference_mode():
             logits = [
                 self._model(
@@ -117,14 +128,16 @@ class FloatSubject:
                 onnx_graph.round_to_float16(module)
             logits = Reference(probes, modules, logits, THRESHOLD).decoded
             rows.append(check_storage(Reference(probes, modules, logits, THRESHOLD), reference.logits))
-        reference = replace(reference, logits=logits, rounding=rounding)
-        return reference, rows + state_reduced(reference)
+        self._reference = replace(reference, logits=logits, rounding=rounding)
+        return self._reference, rows + state_reduced(self._reference)
 
     def trace(self, index: int, name: str, inputs: Mapping[str, Tensor], form: str) -> onnx.ModelProto:
         """One graph serves all forms."""
         if self._last is None or self._last[0] != index:
             self._last = None
             module = self.modules[index]
+            if isinstance(module, DeployMaskDecoder):  # faster in every runtime and float precision: benchmarks.taps
+                module = module.at_low_resolution()
             self._last = index, onnx_graph.trace(name, module, inputs, module.output_names)
         return self._last[1]
 
@@ -133,13 +146,14 @@ class QuantizedSubject:
     """A network in int8, with the figures of the ladder that led to it."""
 
     def __init__(self, checkpoint: Path, before: Path | None) -> None:
-        self._network, extra = load_quantized(checkpoint)
+        network, extra = load_quantized(checkpoint)
+        self._networks = {form: quantized.in_form(network, form) for form in quantized.FORMS}
         self._report: dict[str, Any] = extra.get("report", {})
         self._checkpoint = checkpoint
         self._before = before
-        self.architecture = self._network.architecture
+        self.architecture = network.architecture
         self.recorded = {key: extra[key] for key in ("recipe", "description") if isinstance(extra.get(key), str)}
-        self.modules: Sequence[Any] = tuple(self._network.graphs.values())
+        self.modules: Sequence[Any] = tuple(network.graphs.values())
 
     def metrics(self, source: Source | None) -> list[Metrics]:
         """As stated in `Subject`; without the float checkpoint there is nothing to hold the int8 network against."""
@@ -150,23 +164,26 @@ class QuantizedSubject:
         network, _ = load_float(self._float_checkpoint())
         found = [entry(DeployPredictor(network), source)]
         del network
-        return [*found, entry(DeployPredictor(self._network), source), *known]
+        return [*found, entry(self.predictor(quantized.FORMS[0]), source), *known]
 
-    def reference(self, probes: Probes) -> tuple[Reference, list[dict[str, Any]]]:
+    def predictor(self, form: str) -> Predictor:
         """As stated in `Subject`."""
+        return DeployPredictor(self._networks[form])
+
+    def reference(self, probes: Probes, form: str) -> tuple[Reference, list[dict[str, Any]]]:
+        """As stated in `Subject`."""
+        network = self._networks[form]
         with torch.inference_mode():
             logits = [
-                self._network(
-                    torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.sentences[text][1])
-                ).numpy()
+                network(torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.sentences[text][1])).numpy()
                 for image, text in probes.pairs
             ]
-        reference = quantized.QuantizedReference(probes, self.modules, logits, THRESHOLD)
-        return reference, reference.state_cost()
+        reference = quantized.QuantizedReference(probes, tuple(network.graphs.values()), logits, THRESHOLD)
+        return reference, reference.state_cost(form)
 
     def trace(self, index: int, name: str, inputs: Mapping[str, Tensor], form: str) -> onnx.ModelProto:
         """As stated in `Subject`."""
-        module = self.modules[index]
+        module = tuple(self._networks[form].graphs.values())[index]
         return quantized.trace(name, module, inputs, module.output_names, form)
 
     def _float_checkpoint(self) -> Path:

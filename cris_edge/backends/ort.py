@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-# Any of these names in a graph means that it computes with integers.
-_QUANTIZED = (b"QuantizeLinear", b"QLinearConv", b"QLinearMatMul", b"ConvInteger", b"MatMulInteger")
+# Any of these operations in a graph means that it computes with integers.
+_QUANTIZED = {b"QuantizeLinear", b"QLinearConv", b"QLinearMatMul", b"ConvInteger", b"MatMulInteger"}
+# Numbers of fields in ONNX's protocol buffer: of a model, of a graph, of a node.
+_GRAPH, _NODE, _OPERATION = 7, 1, 4
 
 
 def load() -> Any:
@@ -104,7 +106,7 @@ class OrtBackend:
         self._check_precision()
         self._threads = options.threads or physical_cores()
         self._graphs: list[Path] = []
-        self._precision: str | None = None
+        self._info: BackendInfo | None = None
 
     def _check_precision(self) -> None:
         precision, device = self._options.precision, self._device
@@ -128,16 +130,19 @@ class OrtBackend:
     @property
     def info(self) -> BackendInfo:
         """What really runs."""
+        if self._info is None:
+            self._info = self._read_info()
+        return self._info
+
+    def _read_info(self) -> BackendInfo:
         on_cpu = self._provider == _CPU
-        if self._precision is None:
-            rest = "float32" if on_cpu or self._options.precision == "float32" else "provider's choice"
-            self._precision = f"int8+{rest}" if any(map(_is_quantized, self._graphs)) else rest
+        rest = "float32" if on_cpu or self._options.precision == "float32" else "provider's choice"
         return BackendInfo(
             runtime=NAME,
             version=self._ort.__version__,
             device=self._device,
             device_name=processor_name() if on_cpu else "",
-            precision=self._precision,
+            precision=f"int8+{rest}" if any(map(_is_quantized, self._graphs)) else rest,
             threads=self._threads if on_cpu else None,
             hint=self._options.hint,
             parallel=self._threads if on_cpu and self._options.hint == "throughput" else 1,
@@ -165,14 +170,13 @@ class OrtBackend:
                 f"ONNX Runtime would run {path} on {session.get_providers()[0]} where {self._provider} was asked for; "
                 f"check the driver, or choose that device."
             )
-        check_tensors(path, spec, map(_tensor, session.get_inputs()), map(_tensor, session.get_outputs()))
+        check_tensors(path, spec, map(tensor, session.get_inputs()), map(tensor, session.get_outputs()))
         self._graphs.append(path)
-        self._precision = None
+        self._info = None
         return OrtGraph(session, path)
 
     def close(self) -> None:
-        """Forget the graphs; a session is freed with the last reference to it."""
-        self._graphs.clear()
+        """Nothing is held here: a session is freed with the last reference to it."""
 
 
 class OrtGraph:
@@ -193,21 +197,58 @@ class OrtGraph:
         return dict(zip(self._outputs, values, strict=True))
 
 
-def _tensor(tensor: Any) -> TensorSpec:
+def tensor(value: Any) -> TensorSpec:
+    """What an input or output of a session is."""
     # A dynamic axis is a name or None, which no manifest holds.
-    shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
-    return TensorSpec(tensor.name, shape, _DTYPES.get(tensor.type, tensor.type))
+    shape = tuple(side if isinstance(side, int) else -1 for side in value.shape)
+    return TensorSpec(value.name, shape, _DTYPES.get(value.type, value.type))
 
 
 def _is_quantized(path: Path) -> bool:
-    """Whether the names of quantized operations occur in an ONNX file, which the runtime itself does not tell."""
+    """Whether an ONNX file has quantized operations, which the runtime itself does not tell."""
     import mmap
 
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return any(data.find(name) >= 0 for name in _QUANTIZED)
-    except (OSError, ValueError):
+            return any(
+                data[start:end] in _QUANTIZED
+                for graph in _fields(data, (0, len(data)), _GRAPH)
+                for node in _fields(data, graph, _NODE)
+                for start, end in _fields(data, node, _OPERATION)
+            )
+    except (OSError, ValueError, IndexError):
         return False
+
+
+def _fields(data: Any, within: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
+    """Where the fields of a number lie in a message of a protocol buffer; weights are passed over, not read."""
+    at, end = within
+    while at < end:
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 2:  # bytes, text or a message, after its length
+            length, at = _varint(data, at)
+            if key >> 3 == wanted:
+                yield at, at + length
+            at += length
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"no protocol buffer has a field of kind {kind}")
+
+
+def _varint(data: Any, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and where the next thing begins."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
 
 
 def _first_line(error: Exception) -> str:

@@ -110,7 +110,7 @@ class OvBackend:
             self._device = "CPU"  # the same choice without the detour, which costs time at the start
         self._options = options
         self._config = self._checked_config()
-        self._compiled: list[Any] = []
+        self._compiled: dict[Path, Any] = {}
         self._info: BackendInfo | None = None
 
     def _checked_config(self) -> dict[str, Any]:
@@ -156,11 +156,11 @@ class OvBackend:
         device, precisions, quantized = self._device, [], False
         threads: int | None = None
         parallel = 1
-        for compiled in self._compiled:
+        for _, compiled in sorted(self._compiled.items()):  # whichever was compiled first
             device = ", ".join(str(name).strip("()") for name in compiled.get_property("EXECUTION_DEVICES"))
             precisions.append(_precision(compiled, device))
             threads = _read(compiled, device, "INFERENCE_NUM_THREADS") if device.startswith("CPU") else None
-            parallel = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+            parallel = max(parallel, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
             quantized = quantized or _is_quantized(compiled)
         precision = "+".join(dict.fromkeys(precisions)) or "not known before a graph is compiled"
         named = self._device != "AUTO"
@@ -188,7 +188,7 @@ class OvBackend:
         outputs = [_tensor(port, spec.outputs) for port in compiled.outputs]
         check_tensors(path, spec, inputs, outputs)
         self._check_given(compiled)
-        self._compiled.append(compiled)
+        self._compiled[path] = compiled
         self._info = None
         return OvGraph(self._ov.Tensor, compiled, path, [tensor.name for tensor in inputs], outputs)
 

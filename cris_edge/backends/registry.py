@@ -30,6 +30,7 @@ class _Builtin:
 _BUILTIN = {
     "openvino": _Builtin("cris_edge.backends.ov", "OvBackend", "openvino", "the fastest of ours on a CPU"),
     "onnxruntime": _Builtin("cris_edge.backends.ort", "OrtBackend", "onnxruntime", "it runs on every CPU"),
+    "qnn": _Builtin("cris_edge.backends.qnn", "QnnBackend", "onnxruntime_qnn", "it runs on Qualcomm's NPU"),
 }
 
 

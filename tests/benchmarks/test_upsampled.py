@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.taps import measure, to_text
-from benchmarks.upsampled import FORMS, shift_of_doubled
+from benchmarks.upsampled import FORMS, to_layout
 
 pytest.importorskip("onnxruntime")
 
@@ -16,28 +16,22 @@ pytest.importorskip("onnxruntime")
 def test_forms_are_exact(form, side):
     torch.manual_seed(side)
     weight, bias, x = torch.randn(5, 6, 3, 3), torch.randn(5), torch.randn(2, 6, side, side)
-    expected = FORMS["plain"](weight, bias, side)(x)
-    found = FORMS[form](weight, bias, side)(x)
+    expected = to_layout(form, FORMS["plain"](weight, bias, side)(x))
+    found = FORMS[form](weight, bias, side)(to_layout(form, x))
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
 
 
-def test_a_doubled_line():
-    middle = shift_of_doubled(3, 1)
-    torch.testing.assert_close(middle[:3], torch.tensor([[1.0, 0, 0], [0.75, 0.25, 0], [0.25, 0.75, 0]]))
-    assert shift_of_doubled(3, 0)[0].abs().sum() == 0  # zeros before the first pixel
-    torch.testing.assert_close(shift_of_doubled(3, 0)[1:], middle[:-1])
-
-
 def test_forms_in_all_runtimes():
-    found = measure(((16, 8, 8),), forms=("plain", "matrices"), threads=1, runs=2, seconds=0)
+    found = measure(((16, 8, 8),), forms=("plain", "matrices", "channels-last"), threads=1, runs=2, seconds=0)
     assert not [failure for failure in found["failures"] if "bfloat16" not in failure["error"]]
     rows = [row for row in found["rows"] if row["precision"] == "float32"]
-    assert {row["form"] for row in rows} == {"plain", "matrices"}
+    assert {row["form"] for row in rows} == {"plain", "matrices", "channels-last"}
     macs = {row["form"]: row["macs"] for row in rows}
     assert macs["plain"] == 9 * 16 * 8 * 16 * 16
     # A quarter of the products, and two matrices: nine taps doubled across, three of them down.
     assert macs["matrices"] == macs["plain"] / 4 + 8 * 8 * 8 * (9 * 16 + 3 * 2 * 16)
+    assert macs["channels-last"] == macs["matrices"]
     assert all(row["difference"] < 1e-5 for row in rows)
     assert all(row["times_faster_than_plain"]["ratio"] == 1 for row in rows if row["form"] == "plain")
     assert "16 to 8 channels, 8 to 16" in to_text(found)

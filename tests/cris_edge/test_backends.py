@@ -403,3 +403,31 @@ def test_other_packages_register_runtimes(registered: None) -> None:
 def test_names_of_this_package_cannot_be_taken(registered: None) -> None:
     pytest.importorskip("openvino")
     assert not isinstance(registry.create("openvino"), Zeros)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no such signals on this platform")
+def test_signals_and_forks_after_openvino_was_closed(tiny: Path) -> None:
+    """OpenVINO's CPU plugin puts the stack for signals elsewhere; were it freed, the next signal would be the last."""
+    pytest.importorskip("openvino")
+    script = f"""
+import gc, os, signal
+import numpy as np
+from cris_edge import Segmenter
+
+seen, image = [], np.zeros((48, 64, 3), np.uint8)
+signal.signal(signal.SIGUSR1, lambda *_: seen.append("delivered"))
+first, second = (Segmenter({str(tiny)!r}, runtime="openvino", cache_dir=None) for _ in range(2))
+first(image, "red"), second(image, "red")
+first.close(), second.close()
+del first, second
+gc.collect()
+taken = [bytearray(1 << 16) for _ in range(200)]  # what was freed is used again
+os.kill(os.getpid(), signal.SIGUSR1)
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os._exit(len(seen))
+print(*seen, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout.split()) == (0, ["delivered", "2"]), run.stderr

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from cris_edge.errors import ExportError
 from quantization.post_training import Scheme, quantize_module
 from quantization.quantizers import quantizers
-from runtimes.integer_graph import integer_share
-from runtimes.quantized import trace
+from runtimes import onnx_graph
+from runtimes.integer_graph import integer_share, lower
+from runtimes.quantized import FORMS, _exportable, module_in_form, trace
 
 
 class Layers(nn.Module):
@@ -58,11 +59,15 @@ def quantized(samples: list[tuple[torch.Tensor]]) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def graphs(quantized: nn.Module, samples: list[tuple[torch.Tensor]]) -> dict[str, onnx.ModelProto]:
-    return {
-        form: trace("image_encoder", quantized, {"image": samples[0][0]}, ("out",), form)
-        for form in ("onnxruntime", "openvino")
-    }
+def modules(quantized: nn.Module, samples: list[tuple[torch.Tensor]]) -> dict[str, nn.Module]:
+    inputs = {"image": samples[0][0]}
+    return {form: module_in_form("image_encoder", quantized, inputs, ("out",), form) for form in FORMS}
+
+
+@pytest.fixture(scope="module")
+def graphs(modules: dict[str, nn.Module], samples: list[tuple[torch.Tensor]]) -> dict[str, onnx.ModelProto]:
+    inputs = {"image": samples[0][0]}
+    return {form: trace("image_encoder", module, inputs, ("out",), form) for form, module in modules.items()}
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -72,7 +77,10 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def test_onnx_runtime_computes_pytorchs_numbers_in_integers(
-    graphs: dict[str, onnx.ModelProto], quantized: nn.Module, samples: list[tuple[torch.Tensor]], tmp_path: Path
+    graphs: dict[str, onnx.ModelProto],
+    modules: dict[str, nn.Module],
+    samples: list[tuple[torch.Tensor]],
+    tmp_path: Path,
 ) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -82,7 +90,7 @@ def test_onnx_runtime_computes_pytorchs_numbers_in_integers(
     )
     for (image,) in samples:
         with torch.no_grad():
-            close(session.run(None, {"image": image.numpy()})[0], quantized(image).numpy())
+            close(session.run(None, {"image": image.numpy()})[0], modules["onnxruntime"](image).numpy())
     found = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
     assert found["QLinearConv"] == 4 and found["QGemm"] == 4
     assert found["MatMulIntegerToFloat"] >= 1  # queries times keys, at least
@@ -92,17 +100,14 @@ def test_onnx_runtime_computes_pytorchs_numbers_in_integers(
 
 
 def test_openvino_computes_pytorchs_numbers_in_integers(
-    graphs: dict[str, onnx.ModelProto], quantized: nn.Module, samples: list[tuple[torch.Tensor]]
+    graphs: dict[str, onnx.ModelProto], modules: dict[str, nn.Module], samples: list[tuple[torch.Tensor]]
 ) -> None:
     core = openvino.Core()
     read = core.read_model(BytesIO(graphs["openvino"].SerializeToString()))
     compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    plain = copy.deepcopy(quantized)
-    for _, hook in quantizers(plain):
-        hook.enabled = not hook.added
     for (image,) in samples:
         with torch.no_grad():
-            close(compiled({"image": image.numpy()})[0], plain(image).numpy())
+            close(compiled({"image": image.numpy()})[0], modules["openvino"](image).numpy())
     told = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
     kinds = Counter((info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in told)
     assert kinds["Convolution", "u8"] + kinds["Convolution", "i8"] == 4
@@ -120,6 +125,20 @@ def test_openvino_adds_in_float(graphs: dict[str, onnx.ModelProto]) -> None:
         return sum(node.op_type == "QuantizeLinear" for node in graph.graph.node)
 
     assert activations(graphs["openvino"]) == activations(graphs["onnxruntime"]) - 2  # of the two that are added
+
+
+def test_biases_are_those_of_the_integer_graph(
+    quantized: nn.Module, modules: dict[str, nn.Module], samples: list[tuple[torch.Tensor]]
+) -> None:
+    told: dict[str, Any] = {}
+    inputs = {"image": samples[0][0]}
+    with _exportable(modules["onnxruntime"], inputs):
+        lower(onnx_graph.trace("image_encoder", modules["onnxruntime"], inputs, ("out",)), "onnxruntime", told)
+    before, settled = (dict(module.named_parameters()) for module in (quantized, modules["onnxruntime"]))
+    assert set(told) == {name for name in settled if name.endswith("bias") and not name.startswith("norm")}
+    for name, values in told.items():
+        assert np.allclose(settled[name].detach().numpy(), values, rtol=1e-6)
+        assert 0 < (settled[name] - before[name]).abs().max() < 1e-2
 
 
 def test_export_leaves_the_module_as_it_was(quantized: nn.Module, samples: list[tuple[torch.Tensor]]) -> None:
@@ -154,7 +173,7 @@ def test_a_network_in_both_runtimes_against_pytorch(tmp_path: Path) -> None:
     from runtimes.network import example_inputs
     from runtimes.parity import check, compiled
     from runtimes.probes import draw
-    from runtimes.quantized import QuantizedReference
+    from runtimes.quantized import QuantizedReference, in_form
     from training.model import CRIS, Architecture
 
     torch.manual_seed(0)
@@ -169,11 +188,13 @@ def test_a_network_in_both_runtimes_against_pytorch(tmp_path: Path) -> None:
     samples["mask_decoder"] = [tuple(tensors[name] for name in bare.mask_decoder.input_names) for tensors in known]
     modules = [quantize_module(module, samples[name], Scheme()) for name, module in bare.graphs.items()]
     network = DeployNetwork(bare.architecture, modules).eval()
-    with torch.no_grad():
-        logits = [network(images[i], texts[j]).numpy() for i, j in probes.pairs]
-    reference = QuantizedReference(probes, modules, logits, 0.35)
     examples = example_inputs(modules, images[0].numpy(), texts[0].numpy())
-    for runtime in ("onnxruntime", "openvino"):
+    for runtime in FORMS:
+        formed = in_form(network, runtime)
+        modules = list(formed.graphs.values())
+        with torch.no_grad():
+            logits = [formed(images[i], texts[j]).numpy() for i, j in probes.pairs]
+        reference = QuantizedReference(probes, modules, logits, 0.35)
         specs, files = {}, {}
         for name, module in zip(GRAPHS, modules, strict=True):
             graph = trace(name, module, examples[name], module.output_names, runtime)

@@ -131,10 +131,11 @@ def test_training_loss_and_gradients(golden: Golden) -> None:
         assert (gradients[name] - theirs).norm() < 1e-3 * theirs.norm(), name
 
 
+@pytest.mark.parametrize("low_resolution", [False, True])
 @torch.no_grad()
-def test_deploy_equals_forward(golden: Golden) -> None:
-    model = golden.model()
-    image_encoder, text_encoder, mask_decoder = model.at_size(golden["image"].shape[-1]).deploy()
+def test_deploy_equals_forward(golden: Golden, low_resolution: bool) -> None:
+    model = golden.model().at_size(golden["image"].shape[-1])
+    image_encoder, text_encoder, mask_decoder = model.deploy(low_resolution=low_resolution)
     features = dict(zip(image_encoder.output_names, image_encoder(golden["image"]), strict=True))
     features |= dict(zip(text_encoder.output_names, text_encoder(golden["tokens"]), strict=True))
     logits = mask_decoder(*(features[name] for name in mask_decoder.input_names))

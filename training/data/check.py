@@ -17,6 +17,7 @@ from tqdm import tqdm
 from cris_edge.errors import DataError
 from cris_edge.imageheader import read_header
 from cris_edge.samples import Sample
+from training.data.lines import write_lines
 
 Size = tuple[int, int]
 
@@ -74,7 +75,11 @@ def check_file(path: Path, findings: Findings) -> list[str]:
 
 
 def write_sound(lines: list[str], source: Path, target: Path) -> None:
-    """Write lines of ``source`` to ``target``, their paths made relative to it."""
+    """Write lines of ``source`` to ``target``, their paths made relative to it.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     moved = []
     for line in lines:
@@ -83,9 +88,7 @@ def write_sound(lines: list[str], source: Path, target: Path) -> None:
             if isinstance(entry[name], str):
                 entry[name] = Path(os.path.relpath(source.parent / entry[name], target.parent)).as_posix()
         moved.append(json.dumps(entry) + "\n")
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_text("".join(moved), encoding="utf-8")
-    temporary.replace(target)
+    write_lines(target, moved)
 
 
 def _problems(line: str, folder: Path, sizes: dict[Path, Size | str]) -> Iterator[str]:

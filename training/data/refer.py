@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cris_edge.errors import DataError
+from training.data.lines import write_lines
 
 OFFICIAL = {
     ("refcoco", "unc"): {"train": 42404, "val": 3811, "testA": 1975, "testB": 1810},
@@ -148,7 +149,8 @@ def write_samples(references: Iterable[Reference], images: Path, output: Path) -
         By split, the number of ``references`` written, of their ``sentences``, and of ``without sentences``.
 
     Raises:
-        OSError: a file cannot be written; those written before are whole.
+        OSError: the folder cannot be made.
+        DataError: a file cannot be written; those written before are whole.
     """
     output.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = {}
@@ -168,9 +170,7 @@ def write_samples(references: Iterable[Reference], images: Path, output: Path) -
         }
         lines.setdefault(reference.split, []).append(json.dumps(line) + "\n")
     for split, part in lines.items():
-        temporary = output / f".{split}.jsonl.part"
-        temporary.write_text("".join(part), encoding="utf-8")
-        temporary.replace(output / f"{split}.jsonl")
+        write_lines(output / f"{split}.jsonl", part)
     return counts
 
 

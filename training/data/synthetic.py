@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cris_edge.errors import DataError
 from training.data.backdrop import backdrop, camera, cast_shadows, clutter
 from training.data.describing import Reference, describe
 from training.data.drawing import sprite
+from training.data.lines import write_lines
 from training.data.scene import COLOURS, SPLITS, Scene, SceneObject
 from training.data.shapes import KINDS
 
@@ -281,6 +283,7 @@ def write(output: Path, scenes: SyntheticScenes) -> int:
 
     Raises:
         OSError: the folder cannot be written.
+        DataError: the list cannot be written.
     """
     folder = output / "images"
     folder.mkdir(parents=True, exist_ok=True)
@@ -308,9 +311,7 @@ def write(output: Path, scenes: SyntheticScenes) -> int:
                     "split": scenes.split,
                 }
             )
-    temporary = output / f".{scenes.split}.jsonl.part"
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(output / f"{scenes.split}.jsonl")
+    write_lines(output / f"{scenes.split}.jsonl", (json.dumps(line) + "\n" for line in lines))
     return len(lines)
 
 
@@ -326,7 +327,7 @@ def main(output: Path, split: str, count: int, seed: int, height: int, width: in
     """Write drawn scenes as labelled JSON Lines."""
     try:
         written = write(output, SyntheticScenes(split, count, seed, height, width, sentences))
-    except OSError as error:
+    except (OSError, DataError) as error:
         message = f"the scenes could not be written: {error}; check the folder and the space left"
         raise click.ClickException(message) from None
     click.echo(f"{output / split}.jsonl: {count} scenes, {written} objects named", err=True)

@@ -56,12 +56,21 @@ class CRIS(nn.Module):
         other.architecture = dataclasses.replace(self.architecture, input_size=input_size)
         return other
 
-    def deploy(self) -> tuple[DeployImageEncoder, DeployTextEncoder, DeployMaskDecoder]:
-        """The same function as three modules arranged for static export; this network is left as it is."""
+    def deploy(
+        self, *, low_resolution: bool = False
+    ) -> tuple[DeployImageEncoder, DeployTextEncoder, DeployMaskDecoder]:
+        """The same function as three modules arranged for static export; this network is left as it is.
+
+        `low_resolution` takes the products of the projector's 3x3 convolutions before the upsampling: faster in float,
+        of no use where they are to be quantized.
+        """
         from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder
 
         frozen = copy.deepcopy(self).float().eval().requires_grad_(False)
-        return DeployImageEncoder(frozen), DeployTextEncoder(frozen), DeployMaskDecoder(frozen)
+        mask_decoder = DeployMaskDecoder(frozen)
+        if low_resolution:
+            mask_decoder = mask_decoder.at_low_resolution()
+        return DeployImageEncoder(frozen), DeployTextEncoder(frozen), mask_decoder
 
     def parameter_groups(self, learning_rate: float, backbone_scale: float = 0.1) -> list[dict[str, Any]]:
         """Optimizer groups: CLIP's weights learn slower than the rest, but for the positional embeddings."""

@@ -14,10 +14,13 @@ by `DeployMaskDecoder`. What was moved, and why it is exact:
 - A 3x3 convolution to one channel is a (9 x C) by (C x HW) matrix product and nine shifted additions. As a convolution
   its weights would depend on the input, which OpenVINO refuses; the transposed form of the product is avoided because
   an ONNX Runtime optimizer was seen to compute it wrongly.
+- The products of the projector's 3x3 convolutions can be taken before the upsampling, on a quarter of the pixels. That
+  is an option, `DeployMaskDecoder.at_low_resolution`: it pays in float32 and bfloat16, not in int8.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -30,6 +33,7 @@ from training.model.cris import CRIS
 from training.model.decoder import DecoderLayer, image_positions, word_positions
 from training.model.fold import conv, conv_bn, linear, scale_and_shift
 from training.model.neck import coordinates, upsample2
+from training.model.upsampled import LowResolution
 
 # Taken from the scores of what must not be seen: exp(-1e4) is 0 in float32, and 1e4 fits every type a device may use.
 UNSEEN = 1e4
@@ -302,11 +306,19 @@ class DeployMaskDecoder(nn.Module):
         self.layers = nn.ModuleList(DeployDecoderLayer(layer, positions) for layer in model.decoder.layers)
         self.norm = model.decoder.norm
 
-        self.vis1 = conv_bn(projector.vis[1][0], projector.vis[1][1])
-        self.vis2 = conv_bn(projector.vis[3][0], projector.vis[3][1])
+        self.vis1: nn.Module = conv_bn(projector.vis[1][0], projector.vis[1][1])
+        self.vis2: nn.Module = conv_bn(projector.vis[3][0], projector.vis[3][1])
         self.contrastive = architecture.contrastive
         if not self.contrastive:
             self.vis3, self.kernel = projector.vis[4], projector.kernel
+
+    def at_low_resolution(self) -> DeployMaskDecoder:
+        """The same function, the projector's convolutions as `LowResolution`; all other weights are shared."""
+        assert isinstance(self.vis1, nn.Conv2d) and isinstance(self.vis2, nn.Conv2d), "it is in that form already"
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # nn.Module's own copy would put the new layers into both
+        other.vis1, other.vis2 = LowResolution(self.vis1, self.grid), LowResolution(self.vis2, 2 * self.grid)
+        return other
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -325,10 +337,16 @@ class DeployMaskDecoder(nn.Module):
             word_keys, word_values, padding_penalty = sentence[:3]
             for number, layer in enumerate(self.layers):
                 v = layer(v, word_keys[:, number], word_values[:, number], padding_penalty)
-        decoded = self.norm(v).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        x = F.relu(self.vis1(upsample2(decoded)))
-        x = F.relu(self.vis2(upsample2(x)))  # (B, C/2, S/4, S/4)
+        x = self.visual(self.norm(v))
         return self.correlate(x, *sentence[-3:]) if self.contrastive else self.kernel(self.vis3(x))
+
+    def visual(self, decoded: Tensor) -> Tensor:
+        """The projector's convolutions: tokens (B, N, C) -> (B, C/2, S/4, S/4)."""
+        if isinstance(self.vis2, LowResolution):
+            return self.vis2(self.vis1(decoded)).transpose(1, 2).unflatten(2, (4 * self.grid, 4 * self.grid))
+        x = decoded.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        x = F.relu(self.vis1(upsample2(x)))
+        return F.relu(self.vis2(upsample2(x)))
 
     def neck(self, visual5: Tensor, visual4: Tensor, visual3: Tensor, sentence_scale: Tensor) -> Tensor:
         """The part of the neck that sees the sentence: (B, C, S/16, S/16)."""

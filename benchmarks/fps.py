@@ -1,0 +1,136 @@
+"""Images per second of networks in PyTorch: one image and one sentence to logits, all networks in the same rounds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from cris_edge.errors import OptionError
+from cris_edge.machine import physical_cores, processor_name
+from cris_edge.spread import Spread
+from cris_edge.turns import Say
+from training.model import CRIS, Architecture
+
+TURNS = 2
+"""Of a network in a round, after one that does not count."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one image and one sentence."""
+
+    seconds: Spread
+
+    @property
+    def fps(self) -> tuple[float, float, float]:
+        """Images per second: of the median, and the ends of its interval."""
+        return 1 / self.seconds.median, 1 / self.seconds.high, 1 / self.seconds.low
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"images_per_second": self.fps[0], "seconds": self.seconds.to_dict()}
+
+    def __str__(self) -> str:
+        return "{:.2f} ({:.2f}-{:.2f})".format(*self.fps)
+
+
+def measure(
+    networks: Mapping[str, Architecture],
+    lengths: Sequence[int],
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: str = "float32",
+    rounds: int = 8,
+    say: Say = lambda _: None,
+) -> tuple[dict[tuple[str, int], Speed], dict[str, Any]]:
+    """Time networks with random weights, in eval mode, at their input size.
+
+    Args:
+        networks: by name.
+        lengths: tokens of a sentence; each network is timed with each.
+        device: ``cpu``, ``cuda``.
+        threads: of the processor; None: its physical cores.
+        precision: ``float32``, or ``bfloat16`` through autocast.
+        rounds: in which each is timed once.
+        say: is told the progress.
+
+    Returns:
+        Speeds by name and length, and the setting for reports.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device is {device}, but PyTorch sees no GPU here; use cpu.")
+    autocast: Any = nullcontext
+    if precision != "float32":
+        autocast = lambda: torch.autocast(place.type, getattr(torch, precision))  # noqa: E731 - a factory of contexts
+    blocks: dict[tuple[str, int], list[list[float]]] = {(name, n): [] for name in networks for n in lengths}
+    with _threads(threads or physical_cores()) as used:
+        models = _build(networks, place, say)
+        order = list(blocks)
+        shuffle = random.Random(0).shuffle
+        for number in range(rounds):
+            shuffle(order)
+            for done, (name, length) in enumerate(order):
+                say(f"round {number + 1} of {rounds}: {done + 1} of {len(order)}, {name}, {length} tokens")
+                with torch.inference_mode(), autocast():
+                    blocks[name, length].append(_turns(models[name], length, place))
+    named = torch.cuda.get_device_name(place) if place.type == "cuda" else processor_name()
+    setting = {
+        "torch": torch.__version__,
+        "device": named,
+        "threads": used,
+        "precision": precision,
+        "turns": rounds * TURNS,
+    }
+    speeds = {key: Speed(Spread.of(found)) for key, found in blocks.items()}
+    setting["confidence"] = min(speed.seconds.confidence for speed in speeds.values())
+    return speeds, setting
+
+
+def _build(networks: Mapping[str, Architecture], device: torch.device, say: Say) -> dict[str, CRIS]:
+    """Networks of one backbone share its weights: they are random, and this saves gigabytes."""
+    torch.manual_seed(0)
+    backbones: dict[tuple[Any, ...], torch.nn.Module] = {}
+    models = {}
+    for name, architecture in networks.items():
+        say(f"building {name}")
+        model = CRIS(architecture).eval()
+        shape = (architecture.vision_layers, architecture.vision_width, architecture.embed_dim, architecture.text_width)
+        model.backbone = backbones.setdefault(shape, model.backbone)  # type: ignore[assignment]
+        models[name] = model.to(device)
+    return models
+
+
+def _turns(model: CRIS, length: int, device: torch.device) -> list[float]:
+    size = model.architecture.input_size
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    tokens = torch.arange(1, length + 1, device=device)[None]  # the largest marks the end, as CLIP's do
+    told = []
+    for number in range(TURNS + 1):
+        began = perf_counter()
+        model(image, tokens)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number:
+            told.append(perf_counter() - began)
+    return told
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

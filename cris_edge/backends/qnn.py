@@ -1,0 +1,270 @@
+"""Qualcomm's HTP, the NPU of Snapdragon chips, through ONNX Runtime's plugin; and its emulator on x86-64."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cris_edge.backends import ort
+from cris_edge.backends.base import (
+    Array,
+    BackendInfo,
+    BackendOptions,
+    DeviceReport,
+    RuntimeReport,
+    check_tensors,
+    one_of,
+    refuse_extra,
+)
+from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
+from cris_edge.manifest import GraphSpec
+
+NAME = "qnn"
+PROVIDER = "QNNExecutionProvider"
+NPU, EMULATOR = "NPU", "emulator"
+ACTIVATIONS = "activations"  # key of an ONNX file's metadata: the bits of its activations
+COMPILED = b"EPContext"  # the operator that stands for a compiled graph
+# The host's part ends at the graph's inputs and outputs: the HTP converts their floats too.
+SETTINGS = {"offload_graph_io_quantization": "0"}
+_SPEED = {"latency": "burst", "throughput": "sustained_high_performance"}
+
+logger = logging.getLogger(__name__)
+_lock = threading.Lock()
+_registered: list[Any] = []
+
+
+def load() -> tuple[Any, Any]:
+    """ONNX Runtime with the provider registered, and the package that carries it."""
+    runtime = ort.load()
+    try:
+        import onnxruntime_qnn as package
+    except ModuleNotFoundError:
+        raise RuntimeMissingError(
+            f'Qualcomm\'s provider is not installed; install it with pip install "cris-edge[{NAME}]" '
+            "(Linux on x86-64, or Windows; Python 3.11 or newer)."
+        ) from None
+    except (ImportError, OSError) as error:
+        raise RuntimeMissingError(_broken(error)) from error
+    with _lock:
+        if not _registered:
+            try:
+                _load_quietly(package.get_qnn_htp_path())
+                runtime.register_execution_provider_library(PROVIDER, package.get_library_path())
+            except Exception as error:  # exceptions of ONNX Runtime have no base of their own
+                raise RuntimeMissingError(_broken(error)) from error
+            _registered.append(package)
+    return runtime, package
+
+
+def _broken(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"Qualcomm's provider is installed and cannot be loaded ({reason}); onnxruntime of the same age is needed."
+
+
+def _load_quietly(library: str) -> None:
+    """Load the emulator, which tells about itself on the standard output, where our users' JSON goes."""
+    if os.name != "posix" or not os.path.exists(library):
+        return
+    import ctypes
+    import sys
+
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+        with suppress(OSError):  # told where the provider loads it
+            ctypes.CDLL(library)
+        ctypes.CDLL(None).fflush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def devices(runtime: Any) -> dict[str, Any]:
+    """What ONNX Runtime offers of Qualcomm's: "NPU" where the chip has one, "emulator" on x86-64."""
+    found: dict[str, Any] = {}
+    for device in runtime.get_ep_devices():
+        if device.ep_name != PROVIDER:
+            continue
+        kind = str(device.device.type).rpartition(".")[2]
+        if kind == "NPU":
+            found.setdefault(NPU, device)
+        elif kind == "CPU" and platform.machine().lower() in ("x86_64", "amd64"):
+            found.setdefault(EMULATOR, device)
+    return found
+
+
+def describe() -> RuntimeReport:
+    """Version, and the devices found here."""
+    runtime, package = load()
+    names = {
+        NPU: "Hexagon Tensor Processor",
+        EMULATOR: "of the Hexagon Tensor Processor, on this processor: for checks, seconds for an image",
+    }
+    found = tuple(DeviceReport(name, names[name], ("int8", "int16")) for name in devices(runtime))
+    absent = "" if any(device.name == NPU for device in found) else "no Qualcomm NPU is found"
+    return RuntimeReport(str(package.__version__), found, absent)
+
+
+class QnnBackend:
+    """The HTP with the given options.
+
+    `BackendOptions.device` is "NPU", or "emulator" on x86-64, which computes what the NPU would, in seconds instead of
+    milliseconds; "auto" is the NPU. A graph of which a part would be left to the processor is refused, unless
+    ``extra={"cpu_fallback": True}`` allows it; `info` then tells how much is left. A binary that was compiled for
+    another chip and does not load is replaced, with a warning, by the graph that it was made from, which is compiled at
+    each start, or once where there is a cache.
+    """
+
+    name = NAME
+
+    def __init__(self, options: BackendOptions) -> None:
+        self._ort, self._package = load()
+        refuse_extra(options.extra, ("cpu_fallback",), "Qualcomm's provider")
+        found = devices(self._ort)
+        known = {name.lower(): name for name in found}
+        if NPU in found:
+            known["auto"] = NPU
+        if not known:
+            raise DeviceError("Qualcomm's provider finds no NPU here, and has no emulator for this processor.")
+        self._device = one_of("device", options.device, known, "Qualcomm's provider")
+        self._ep_device = found[self._device]
+        if options.precision != "auto":
+            raise OptionError(
+                f"Graphs for the HTP compute in integers, and {options.precision} was asked for; use 'auto'."
+            )
+        if options.threads is not None:
+            raise OptionError(f"threads={options.threads} was asked for on the HTP; only the CPU has threads.")
+        self._fallback = bool(options.extra.get("cpu_fallback", False))
+        self._options = options
+        self._activations: set[str] = set()
+        self._left: list[str] = []
+        self._compiled_here: list[str] = []
+
+    @property
+    def info(self) -> BackendInfo:
+        """What really runs."""
+        wide = any("int16" in name for name in self._activations)
+        notes = []
+        if self._left:
+            notes.append(f"{len(self._left)} nodes left to the CPU")
+        if self._compiled_here:
+            notes.append(f"{', '.join(self._compiled_here)} compiled here")
+        return BackendInfo(
+            runtime=NAME,
+            version=str(self._package.__version__),
+            device=f"{self._device}, CPU" if self._left else self._device,
+            device_name="; ".join(notes),
+            precision="int8+int16" if wide else "int8",
+            hint=self._options.hint,
+            cache_dir=self._options.cache_dir,
+        )
+
+    def compile(self, path: Path, spec: GraphSpec) -> QnnGraph:
+        """Load one compiled graph, or compile one; see `Backend.compile`. One at a time: the compiler is one."""
+        with _lock:
+            return self._compile(path, spec)
+
+    def _compile(self, path: Path, spec: GraphSpec) -> QnnGraph:
+        try:
+            session = self._session(path)
+        except DeviceError as error:
+            source = path.parent.parent / path.name
+            if not is_compiled(path) or not source.is_file():
+                raise
+            logger.warning("%s; %s is compiled here instead", error, source)
+            session = self._session(source)
+            self._compiled_here.append(path.stem)
+        check_tensors(path, spec, map(ort.tensor, session.get_inputs()), map(ort.tensor, session.get_outputs()))
+        self._activations.add(session.get_modelmeta().custom_metadata_map.get(ACTIVATIONS, ""))
+        return QnnGraph(session, path)
+
+    def _session(self, path: Path) -> Any:
+        """The session of a file; a graph that is not compiled yet is kept compiled where there is a cache."""
+        cache = self._options.cache_dir
+        if cache is None or self._fallback or is_compiled(path):
+            return self._open(path)
+        kept = cache / f"{path.stem}-{self._device}-{self._package.__version__}.onnx"
+        if kept.is_file():
+            with suppress(DeviceError):  # of another driver; compiled again
+                return self._open(kept)
+        partial = kept.with_name(f"{kept.stem}-{os.getpid()}.onnx")
+        try:
+            session = self._open(path, compiled=partial)
+            with suppress(OSError):
+                partial.replace(kept)
+        finally:
+            partial.unlink(missing_ok=True)
+        return session
+
+    def _open(self, path: Path, compiled: Path | None = None) -> Any:
+        runtime = self._ort
+        settings = runtime.SessionOptions()
+        settings.log_severity_level = 4  # what goes wrong is raised; nothing is printed
+        settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if self._fallback else "1")
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1" if self._fallback else "0")
+        if compiled is not None:
+            settings.add_session_config_entry("ep.context_enable", "1")
+            settings.add_session_config_entry("ep.context_embed_mode", "1")
+            settings.add_session_config_entry("ep.context_file_path", os.fspath(compiled))
+        given = {
+            **SETTINGS,
+            "backend_path": self._package.get_qnn_htp_path(),
+            "htp_performance_mode": _SPEED[self._options.hint],
+        }
+        try:
+            settings.add_provider_for_devices([self._ep_device], given)
+            session = runtime.InferenceSession(os.fspath(path), settings)
+        except Exception as error:  # exceptions of ONNX Runtime have no base of their own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DeviceError(
+                f"The {self._device} cannot run {path} ({reason}); export it for this chip, or use another runtime"
+            ) from error
+        if self._fallback:
+            self._left += [f"{path.stem}: {node}" for node in left_to_cpu(session)]
+            if self._left:
+                logger.warning("%d nodes of %s are left to the CPU, as was allowed", len(self._left), path)
+        return session
+
+    def close(self) -> None:
+        """Nothing is kept here; a session is freed with the last reference to it."""
+
+
+class QnnGraph:
+    """One session. The HTP takes one call after the other, so they wait for each other here."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._graph = ort.OrtGraph(session, path)
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs; see `CompiledGraph`."""
+        with self._lock:
+            return self._graph(inputs)
+
+
+def left_to_cpu(session: Any) -> Iterator[str]:
+    """Operator and name of every node of a session that the provider did not take; it has to record assignments."""
+    for part in session.get_provider_graph_assignment_info():
+        if part.ep_name != PROVIDER:
+            yield from (f"{node.op_type} {node.name}" for node in part.get_nodes())
+
+
+def is_compiled(path: Path) -> bool:
+    """Whether an ONNX file holds a compiled graph."""
+    import mmap
+
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(COMPILED) >= 0
+    except (OSError, ValueError):
+        return False

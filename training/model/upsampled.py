@@ -1,0 +1,57 @@
+"""A 3x3 convolution after bilinear doubling, its products taken before the doubling: the same sums, fewer operations.
+
+The nine taps of a convolution commute with an upsampling that treats each channel alike: the products can be taken at
+low resolution, where there are four times fewer pixels, and the nine results doubled, shifted and added. Doubling and
+shift are separable and constant, so rows are one matrix and columns another, borders included: beyond them the
+convolution sees zeros and the upsampling repeats the last pixel. `benchmarks.taps` measures this form against others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LowResolution(nn.Module):
+    """ReLU of `convolution` (3x3, stride 1, padding 1) of a doubled map, from and to tokens, channels last.
+
+    Channels come last because then no tensor is turned round between the products, the rows, the columns and the next
+    layer: each reshape below is another view of the same numbers.
+
+    Args:
+        convolution: With bias.
+        side: Height and width S of the map before it is doubled.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, convolution: nn.Conv2d, side: int) -> None:
+        super().__init__()
+        assert convolution.kernel_size == (3, 3) and convolution.padding == (1, 1) and convolution.bias is not None
+        self.width, self.side = convolution.out_channels, side
+        # A matrix (C, 3 D) for each row of the kernel; its columns are in the order (column of the kernel, D).
+        weight = convolution.weight.detach().permute(2, 1, 3, 0).flatten(2)
+        self.products = nn.ParameterList(nn.Parameter(tap.clone(), requires_grad=False) for tap in weight)
+        self.bias = nn.Parameter(convolution.bias.detach().clone(), requires_grad=False)
+        shifts = torch.stack([shift_of_doubled(side, tap) for tap in range(3)])  # (3, 2 S, S)
+        self.register_buffer("rows", shifts.transpose(0, 1).flatten(1).contiguous())  # (2 S, 3 S): tap, then place
+        self.register_buffer("columns", shifts.permute(1, 2, 0).flatten(1).contiguous())  # place, then tap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, S S, C) -> (B, 2S 2S, D)."""
+        side = self.side
+        # Three products and not one: joined along the rows, they are what the matrix of the rows takes.
+        taps = torch.cat([torch.matmul(x, tap) for tap in self.products], dim=1)
+        taps = taps.reshape(-1, 3 * side, side * 3 * self.width)
+        doubled = torch.matmul(self.rows, taps).reshape(-1, 2 * side, 3 * side, self.width)  # (B, 2S, (S, tap), D)
+        doubled = torch.matmul(self.columns, doubled)  # (B, 2S, 2S, D)
+        return F.relu(doubled + self.bias).reshape(-1, 4 * side * side, self.width)
+
+
+def shift_of_doubled(side: int, tap: int) -> Tensor:
+    """(2 side, side): a line doubled, then shifted as tap 0, 1 or 2 sees it, with zeros beyond the ends."""
+    line = torch.eye(side)[None, None]  # each column of the matrix is what one pixel becomes
+    doubled = F.interpolate(line, size=(2 * side, side), mode="bilinear", align_corners=False)[0, 0]
+    return F.pad(doubled, (0, 0, 1, 1))[tap : tap + 2 * side]
