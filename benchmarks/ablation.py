@@ -16,6 +16,7 @@ import click
 
 from benchmarks import paper_tables, trials
 from benchmarks.trials import Outcome, Trial
+from cris_edge.benchmark_report import table
 from cris_edge.errors import CrisEdgeError
 from training.engine import StoppedError
 
@@ -55,15 +56,19 @@ def pairs(rows: Sequence[Row]) -> list[tuple[str, Row, Row]]:
 
 def to_markdown(outcomes: Mapping[Row, Outcome], data: Sequence[str], command: str) -> str:
     """The page: the table, the differences, and what to know about them."""
-    from cris_edge.benchmark_report import table
-
-    head = ["contrastive", "n", "parameters", "minutes trained", *(f"{name}, mIoU" for name in trials.titles(data))]
+    head = [
+        "contrastive",
+        "decoder layers n",
+        "parameters",
+        "minutes trained",
+        *(f"{name}, mIoU" for name in trials.titles(data)),
+    ]
     rows = [
         [
             "yes" if contrastive else "no",
             str(layers),
             f"{outcome.parameters / 1e6:.2f} M",
-            f"{outcome.seconds / 60:.0f}",
+            f"{outcome.seconds / 60:.1f}",
             *trials.score_cells(outcome, data),
         ]
         for (contrastive, layers), outcome in outcomes.items()
@@ -78,8 +83,8 @@ def to_markdown(outcomes: Mapping[Row, Outcome], data: Sequence[str], command: s
         f"`{command}`",
         trials.heading([outcome.trial for outcome in outcomes.values()]),
         table(head, rows, markdown=True),
-        "Without contrastive learning the projector's kernel is learnt and the same for every sentence (fixed kernel); "
-        "n is the number of decoder layers.",
+        "Without contrastive learning the projector's kernel is learnt, the same for every sentence: a *fixed kernel*.",
+        "![mIoU over the number of decoder layers](ablation.png)",
     ]
     if differences:
         parts += [
@@ -153,6 +158,7 @@ def main(
     """Train, score, and write the table after each row."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     words = ["python -m benchmarks.ablation", f"--recipe {recipe} --steps {steps}", *(["--all"] if every else [])]
+    words += [f"--data {name}" for name in data if data != trials.SCENES]
     command = " ".join([*words, *(f"--set {text}" for text in given)])
     try:
         planned = plan(recipe, steps, PAPER + REST if every else PAPER, trials.settings(given))

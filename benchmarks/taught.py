@@ -41,7 +41,7 @@ def to_markdown(outcomes: Sequence[Outcome], data: Sequence[str], command: str) 
         [
             outcome.trial.label,
             f"{outcome.parameters / 1e6:.2f} M",
-            f"{outcome.seconds / 60:.0f}" if outcome.trial.config else "",
+            f"{outcome.seconds / 60:.1f}" if outcome.trial.config else "",
             *trials.score_cells(outcome, data),
         ]
         for outcome in outcomes
@@ -87,7 +87,8 @@ def main(
 ) -> None:
     """Train, score, and write the table after each run."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    options = " ".join(f"--set {text}" for text in given)
+    words = [*(f"--data {name}" for name in data if data != trials.SCENES), *(f"--set {text}" for text in given)]
+    options = " ".join(words)
     command = f"python -m benchmarks.taught --teacher {teacher} --recipe {recipe} --steps {steps} {options}".strip()
     outcomes: list[Outcome] = []
     try:

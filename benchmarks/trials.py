@@ -173,9 +173,9 @@ def heading(trials: Sequence[Trial]) -> str:
     config = next(trial.config for trial in trials if trial.config is not None)
     loop, told = config.loop, machine()
     sizes = ", ".join(map(str, loop.sizes or (config.architecture.input_size,)))
-    threads = loop.threads or torch.get_num_threads()
+    threads, sentences = loop.threads or torch.get_num_threads(), config.data.sentences_per_image
     return (
-        f"Each {loop.steps} steps of {loop.batch_size} images with {config.data.sentences_per_image} sentences, at "
+        f"Each run: {loop.steps} steps of {loop.batch_size} images with {sentences} sentences, at "
         f"{sizes} pixels, of {config.data.train}, seed {loop.seed}, in {loop.precision}; on {told['processor']}, "
         f"{told['cores']} cores, threads: {threads}, PyTorch {torch.__version__}. Accuracy: every sentence on the "
         "original image, threshold 0.35, in float32, with 95 % intervals (bootstrap over images)."
@@ -194,7 +194,8 @@ def score_cells(outcome: Outcome, data: Sequence[str]) -> list[str]:
 
 def difference_cells(ours: Outcome, theirs: Outcome, data: Sequence[str]) -> list[str]:
     """The difference on each data with its interval, for a table."""
-    return ["{:+.1f} ({:+.1f} to {:+.1f})".format(*difference(ours, theirs, name)) for name in data]
+    found = [[round(value, 1) + 0.0 for value in difference(ours, theirs, name)] for name in data]  # no "-0.0"
+    return ["{:+.1f} ({:+.1f} to {:+.1f})".format(*values) for values in found]
 
 
 def titles(data: Sequence[str]) -> list[str]:

@@ -146,6 +146,10 @@ def _cases(
                 note = f"{runtime} is not installed; {registry.how_to_install(runtime)}"
                 report.notes += [note] * (note not in report.notes)
                 continue
+            if not settings.runtimes and runtime == "qnn" and settings.devices == ("CPU",):
+                note = f"{runtime} runs on an NPU alone; measure it with --runtime {runtime} --device NPU"
+                report.notes += [note] * (note not in report.notes)
+                continue
             for place in settings.devices:
                 ran: set[tuple[Any, ...]] = set()
                 for precision in settings.precisions:

@@ -274,12 +274,17 @@ def _tell_verified(report: Report) -> str:
 
 
 @main.command()
+@click.argument("models", metavar="[DIR]...", nargs=-1)
 @_json_option
-def doctor(as_json: bool) -> None:
-    """Tell which runtimes, devices and instruction sets are here, and what to install for the rest."""
+def doctor(models: tuple[str, ...], as_json: bool) -> None:
+    """Tell which runtimes, devices and instruction sets are here, and what to install for the rest.
+
+    For every model folder given, or for the embedded model: what it could run on here.
+    """
+    from cris_edge.bundle import embedded
     from cris_edge.doctor import examine
 
-    report = examine()
+    report = examine(models or [embedded()])
     click.echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else _tell_examined(report))
 
 
@@ -302,6 +307,12 @@ def _tell_examined(report: DoctorReport) -> str:
             lines.append(f"  {device.name}{name}{precisions}")
         if runtime.advice:
             lines.append(f"  {runtime.advice}")
+    lines.append(f"NPU drivers: {', '.join(report.npus) or 'none found'}")
+    for bundle in report.bundles:
+        lines.append(f"{bundle.name or bundle.path}: {bundle.message or 'can run here in'}")
+        for prospect in bundle.prospects:
+            where = f"on {', '.join(prospect.devices)}" if prospect.devices else "on nothing here"
+            lines.append(f"  {prospect.runtime} {where}" + (f" ({prospect.message})" if prospect.message else ""))
     return "\n".join(lines)
 
 

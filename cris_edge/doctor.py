@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from cris_edge import __version__, machine
 from cris_edge.backends import registry
 from cris_edge.backends.base import DeviceReport
-from cris_edge.errors import RuntimeFailure
+from cris_edge.errors import CrisEdgeError, RuntimeFailure
+from cris_edge.npu import Prospect, drivers, prospects
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,23 @@ class RuntimeState:
 
 
 @dataclass(frozen=True)
+class BundleState:
+    """One model folder.
+
+    Attributes:
+        path: As it was given.
+        name: Its model's; empty where the folder cannot be used.
+        prospects: Of every runtime that it was written for.
+        message: Why it cannot be used.
+    """
+
+    path: str
+    name: str = ""
+    prospects: tuple[Prospect, ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class DoctorReport:
     """What was found here."""
 
@@ -48,15 +67,22 @@ class DoctorReport:
     cache: Path
     cache_size: int
     runtimes: tuple[RuntimeState, ...]
+    npus: tuple[str, ...] = ()
+    bundles: tuple[BundleState, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "cache": str(self.cache)}
 
 
-def examine() -> DoctorReport:
-    """Look at this device. Loads every runtime that is installed."""
+def examine(models: Iterable[str | os.PathLike[str]] = ()) -> DoctorReport:
+    """Look at this device. Loads every runtime that is installed.
+
+    Args:
+        models: Model folders, to tell what each could run on here.
+    """
     cache = machine.cache_folder()
+    runtimes = tuple(_runtime(name) for name in registry.names())
     return DoctorReport(
         version=__version__,
         python=platform.python_version(),
@@ -68,7 +94,9 @@ def examine() -> DoctorReport:
         memory=machine.memory_bytes(),
         cache=cache,
         cache_size=_size(cache),
-        runtimes=tuple(_runtime(name) for name in registry.names()),
+        runtimes=runtimes,
+        npus=drivers(),
+        bundles=tuple(_bundle(model, runtimes) for model in models),
     )
 
 
@@ -80,6 +108,20 @@ def _runtime(name: str) -> RuntimeState:
     except RuntimeFailure as error:
         return RuntimeState(name, usable=False, advice=str(error))
     return RuntimeState(name, True, found.version, found.devices, found.advice)
+
+
+def _bundle(model: str | os.PathLike[str], runtimes: tuple[RuntimeState, ...]) -> BundleState:
+    import json
+
+    from cris_edge.bundle import MANIFEST, Bundle
+
+    try:
+        bundle = Bundle.open(model)
+    except CrisEdgeError as error:
+        return BundleState(os.fspath(model), message=str(error))
+    told = json.loads((bundle.path / MANIFEST).read_bytes()).get("npu")
+    found = prospects(bundle, runtimes, told if isinstance(told, dict) else {})
+    return BundleState(os.fspath(model), bundle.manifest.name, found)
 
 
 def _size(folder: Path) -> int:

@@ -20,8 +20,8 @@ from cris_edge.errors import RuntimeFailure
 
 logger = logging.getLogger(__name__)
 
-# Bytes of the files of three graphs that are compiled at the same time. While a graph is compiled it takes several
-# times its size: beyond this, memory would be worth more than a second core.
+# Bytes of the files of three graphs that are compiled at the same time, by a backend with `compiles_together`. While a
+# graph is compiled it takes several times its size: beyond this, memory is worth more than a second core.
 _TOGETHER = 100 << 20
 
 T = TypeVar("T")
@@ -82,6 +82,7 @@ class Engine:
         if runtime == "auto":
             self._runtime, self._reason = registry.choose(bundle.manifest.runtimes)
         self._closed = False
+        self._forked = False
         self.lock = threading.RLock()
         self._graphs: Graphs | None = self._compile()
         _alive.add(self)
@@ -97,8 +98,9 @@ class Engine:
                 backend = runtime
             files, specs = self._bundle.graph_files(backend.name), self._bundle.manifest.graphs
             tasks = [partial(backend.compile, files[name], specs[name]) for name in GRAPHS]
-            small = sum(file.stat().st_size for file in files.values()) <= _TOGETHER
-            return Graphs(backend, *(_together(tasks) if small else [task() for task in tasks]))
+            size = sum(file.stat().st_size for file in files.values())
+            together = getattr(backend, "compiles_together", False) and size <= _TOGETHER and not self._forked
+            return Graphs(backend, *(_together(tasks) if together else [task() for task in tasks]))
         finally:
             preparing.join()
 
@@ -156,6 +158,7 @@ class Engine:
             graphs.backend.close()
 
     def _after_fork(self) -> None:
+        self._forked = True
         self.lock = threading.RLock()  # the old one may be held by a thread that this process does not have
         if self._graphs is not None:
             _abandon(self._graphs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not checked"
+_EMULATED = 5_000_000_000  # multiply-accumulates of a pair: up to here an NPU's emulator takes less than a minute
 _FLOAT32_TOLERANCE = 1e-3  # of logits, absolute: what every export is held to
 
 
@@ -82,7 +83,8 @@ class Report:
 def verify(path: str | os.PathLike[str]) -> Report:
     """Check hashes and shapes, and run the golden pairs through every runtime of the bundle that is installed.
 
-    Each runs with float32 forced and at its own choice of precision, on the CPU, without a cache.
+    Each runs with float32 forced and at its own choice of precision, on the CPU, without a cache. What was compiled for
+    an NPU runs there, or one pair of it in the NPU's emulator where the model is small enough for that.
 
     Raises:
         BundleError: The bundle is not whole, or carries no golden pairs.
@@ -109,6 +111,8 @@ def verify(path: str | os.PathLike[str]) -> Report:
 
 
 def _check_runtime(bundle: Bundle, golden: Golden, runtime: str) -> list[Check]:
+    if runtime == "qnn":
+        return [_check_npu(bundle, golden, runtime)]
     checks: list[Check] = []
     for asked in ("float32", "auto"):
         check = _check(bundle, golden, runtime, asked, {check.precision for check in checks})
@@ -117,7 +121,38 @@ def _check_runtime(bundle: Bundle, golden: Golden, runtime: str) -> list[Check]:
     return checks
 
 
-def _check(bundle: Bundle, golden: Golden, runtime: str, asked: str, seen: set[str]) -> Check | None:
+def _check_npu(bundle: Bundle, golden: Golden, runtime: str) -> Check:
+    """Run the golden pairs on the NPU, or the first of them in its emulator."""
+    from cris_edge.backends import qnn
+
+    try:
+        devices = [device.name for device in qnn.describe().devices]
+    except CrisEdgeError as error:
+        return Check(runtime, "auto", FAILED, str(error))
+    if not devices:
+        return Check(runtime, "auto", NOT_CHECKED, "there is no NPU here, and no emulator for this processor")
+    device = devices[0]
+    if device == qnn.EMULATOR:
+        work = sum(graph.macs or 0 for graph in bundle.manifest.graphs.values())
+        if work > _EMULATED:
+            why = f"the emulator would take minutes for its {work / 1e9:.0f} billion operations, and no NPU is here"
+            return Check(runtime, "auto", NOT_CHECKED, why)
+        golden = replace(
+            golden,
+            images=golden.images[:1],
+            tokens=golden.tokens[:1],
+            logits=golden.logits[:1],
+            own_logits={name: logits[:1] for name, logits in golden.own_logits.items()},
+            truth=None if golden.truth is None else golden.truth[:1],
+        )
+    check = _check(bundle, golden, runtime, "auto", set(), device)
+    assert check is not None, "nothing was seen before"
+    return replace(check, message=check.message or f"on the {device}, {len(golden.images)} of the pairs")
+
+
+def _check(
+    bundle: Bundle, golden: Golden, runtime: str, asked: str, seen: set[str], device: str = "CPU"
+) -> Check | None:
     """Run the golden pairs; None where that would be what was `seen`, because the same precision results."""
     import numpy as np
 
@@ -127,7 +162,7 @@ def _check(bundle: Bundle, golden: Golden, runtime: str, asked: str, seen: set[s
     manifest = bundle.manifest
     precision = ""
     try:
-        with Segmenter(bundle, runtime=runtime, precision=asked, cache_dir=None) as segmenter:
+        with Segmenter(bundle, runtime=runtime, device=device, precision=asked, cache_dir=None) as segmenter:
             precision = segmenter.info.precision
             if precision in seen:
                 return None

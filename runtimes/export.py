@@ -30,7 +30,7 @@ from cris_edge.errors import CrisEdgeError, ExportError, OptionError, RuntimeMis
 from cris_edge.image import MEAN, STD
 from cris_edge.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.tokenizer import Tokenizer
-from runtimes import onnx_graph, qnn, socs
+from runtimes import npu_rules, onnx_graph, qnn, socs
 from runtimes.agreement import compare
 from runtimes.cost import multiply_accumulates
 from runtimes.htp import Compiler
@@ -154,6 +154,8 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
                     )
                     require_accuracy(metrics[0], metrics[-1], options)
         npu: dict[str, Any] = {}
+        if "openvino" in files:
+            npu["openvino"] = npu_rules.examine(files["openvino"], writer.path)
         if compiler is not None:
             lowered = qnn.lower(subject.modules, architecture, source, probes, THRESHOLD, writer.path, compiler, step)
             qnn.write_golden(writer.path / "golden.npz", lowered, probes)

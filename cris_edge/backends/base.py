@@ -151,7 +151,7 @@ class Backend(Protocol):
         ...
 
     def compile(self, path: Path, spec: GraphSpec) -> CompiledGraph:
-        """Load one graph. Those of a small model are loaded at the same time, each by a thread of its own.
+        """Load one graph; from several threads at a time where the backend has a true attribute `compiles_together`.
 
         Raises:
             BundleError: The file's tensors are not those of `spec`.

@@ -94,6 +94,7 @@ class OrtBackend:
     """
 
     name = NAME
+    compiles_together = True
 
     def __init__(self, options: BackendOptions) -> None:
         self._ort = load()
@@ -155,6 +156,9 @@ class OrtBackend:
         settings.log_severity_level = 4  # what goes wrong is raised; nothing is printed
         settings.intra_op_num_threads = self._intra_threads
         settings.inter_op_num_threads = 1
+        # A session's threads wait for work by spinning, also after its run. The three graphs run in turn, each with
+        # threads of its own: without this, those of the graph before take the processor from the one that runs.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         if self._provider != _CPU:
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:

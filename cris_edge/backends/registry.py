@@ -24,13 +24,16 @@ class _Builtin:
     factory: str
     package: str  # that has to be installed
     why: str  # it is preferred, in the words of `Segmenter.info`
+    on_cpu: bool = True  # it computes on a CPU too, at its speed
 
 
 # In the order of preference of runtime="auto".
 _BUILTIN = {
     "openvino": _Builtin("cris_edge.backends.ov", "OvBackend", "openvino", "the fastest of ours on a CPU"),
     "onnxruntime": _Builtin("cris_edge.backends.ort", "OrtBackend", "onnxruntime", "it runs on every CPU"),
-    "qnn": _Builtin("cris_edge.backends.qnn", "QnnBackend", "onnxruntime_qnn", "it runs on Qualcomm's NPU"),
+    "qnn": _Builtin(
+        "cris_edge.backends.qnn", "QnnBackend", "onnxruntime_qnn", "it runs on Qualcomm's NPU", on_cpu=False
+    ),
 }
 
 
@@ -40,8 +43,11 @@ def names() -> list[str]:
 
 
 def available() -> list[str]:
-    """The runtimes that are installed, in the order of preference. Nothing is imported to find out."""
-    return [name for name in names() if is_available(name)]
+    """The runtimes that are installed and compute on a CPU, in the order of preference.
+
+    Nothing is imported to find out.
+    """
+    return [name for name in names() if (name not in _BUILTIN or _BUILTIN[name].on_cpu) and is_available(name)]
 
 
 def is_available(name: str) -> bool:

@@ -391,7 +391,7 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_packages_register_runtimes(registered: None) -> None:
-    assert registry.names()[2:] == ["zeros", "lost"]
+    assert registry.names()[3:] == ["zeros", "lost"]
     backend = registry.create("zeros", BackendOptions(device="anything"))
     assert isinstance(backend, Zeros)
     assert backend.info.device == "anything"
@@ -431,3 +431,19 @@ print(*seen, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout.split()) == (0, ["delivered", "2"]), run.stderr
+
+
+def test_importing_openvino_reports_to_nobody(tmp_path: Path) -> None:
+    """Its telemetry leaves an identifier in the home folder, and starts a thread and a process."""
+    pytest.importorskip("openvino")
+    script = (
+        "import multiprocessing, sys, threading\n"
+        "from cris_edge.backends import ov\n"
+        "ov.shared_core(ov.load())\n"
+        "print(threading.active_count(), multiprocessing.active_children(), 'openvino_telemetry' in sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "1 [] False", run.stderr
+    assert list(tmp_path.iterdir()) == []

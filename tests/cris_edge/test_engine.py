@@ -21,6 +21,7 @@ class Recorder:
     """A backend without any runtime; `compiling` and `running` are called with a graph's name at the time of each."""
 
     name = "onnxruntime"
+    compiles_together = True
 
     def __init__(
         self,
@@ -59,6 +60,14 @@ def test_large_graphs_are_compiled_one_after_the_other(tiny: Path, monkeypatch: 
     seen: list[tuple[str, threading.Thread]] = []
     Segmenter(tiny, runtime=Recorder(lambda name: seen.append((name, threading.current_thread()))))
     assert seen == [(name, threading.current_thread()) for name in GRAPHS]
+
+
+def test_backends_that_do_not_say_so_are_asked_for_one_graph_at_a_time(tiny: Path) -> None:
+    seen: list[threading.Thread] = []
+    backend = Recorder(lambda _: seen.append(threading.current_thread()))
+    backend.compiles_together = False
+    Segmenter(tiny, runtime=backend)
+    assert seen == [threading.current_thread()] * len(GRAPHS)
 
 
 def test_the_first_graph_that_fails_is_told(tiny: Path) -> None:

@@ -1,0 +1,41 @@
+"""What is asked of the emulator is asked of all, and the figures are those of the masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.emulator import main, measure, table
+
+SIZE = 128
+
+
+class Constant:
+    """A network that finds everything, or nothing."""
+
+    input_size, word_len, precision = SIZE, 17, "float32"
+
+    def __init__(self, runtime: str, logit: float) -> None:
+        self.runtime, self._logit, self.asked = runtime, logit, 0
+
+    def logits(self, pixels: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        assert pixels.shape == (1, 3, SIZE, SIZE)
+        self.asked += len(tokens)
+        return np.full((len(tokens), 1, SIZE // 4, SIZE // 4), self._logit, np.float32)
+
+
+def test_all_are_asked_the_same_and_compared_with_the_first():
+    everything, same, nothing = Constant("all", 9), Constant("same", 8), Constant("none", -9)
+    rows = measure([everything, same, nothing], "scenes:val:3:1", 2, 0.35)
+    assert everything.asked == same.asked == nothing.asked == 6
+    assert [row["samples"] for row in rows] == [6, 6, 6]
+    assert [row["mask_iou"] for row in rows] == [1.0, 1.0, 0.0]
+    assert 0 < rows[0]["mIoU"] == rows[1]["mIoU"] < 100
+    assert rows[2]["mIoU"] == 0
+    assert all(row["seconds_per_pair"] > 0 for row in rows)
+    assert "same" in table(rows)
+
+
+def test_a_bundle_without_such_graphs_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path):
+    assert main(["--bundle", str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no model folder")
