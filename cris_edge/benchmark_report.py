@@ -333,7 +333,7 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool
     ]
     if not markdown:
         return "\n".join("  ".join(line).rstrip() for line in lines)
-    rule = ["-" * width if place == 0 else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    rule = ["-" * width if place == 0 else "-" * max(1, width - 1) + ":" for place, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 

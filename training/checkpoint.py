@@ -6,6 +6,7 @@ in which they are one ``in_proj_weight``. `to_public` and `from_public` go betwe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -95,9 +96,15 @@ def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(OSError):  # as any other file, not for this user alone; some file systems cannot
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} could not be written ({error}); what was there before stays.") from error
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch hides a full disk
+        reason = getattr(cause, "strerror", None) or cause
+        raise CheckpointError(f"{path} could not be written ({reason}); what was there before stays.") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 

@@ -261,7 +261,8 @@ class Trainer:
         if size != state.best[0] or scores["mIoU"] > state.best[1]:  # scores at different sizes do not compare
             state.best = (size, scores["mIoU"])
             if self.processes.first:
-                extra = {"metrics": scores, "recipe": self.config.name, "step": state.step}
+                data = {"dataset": self.val.name, "split": self.val.split}
+                extra = {"metrics": {**data, **scores}, "recipe": self.config.name, "step": state.step}
                 save_model(self.output / BEST, self.averaged, **extra)
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from cris_edge.backends.base import BackendOptions
 from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissingError
 from cris_edge.manifest import GraphSpec, TensorSpec
 from cris_edge.npu import drivers, prospects
+from cris_edge.verification import verify
 
 CHANNELS, SIDE = 4, 8
 SPEC = GraphSpec(
@@ -239,3 +241,20 @@ def test_prospects_of_a_bundle() -> None:
     ]
     assert "SM8650" in found[1].message
     assert found[2].message == "install it"
+
+
+@needs_provider
+def test_large_models_are_not_emulated_when_verified(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.cris_edge.tiny_bundle import build
+
+    folder = build(tmp_path / "large")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["runtimes"]["qnn"] = manifest["runtimes"].pop("openvino")
+    manifest["graphs"]["mask_decoder"]["macs"] = 40_000_000_000
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    report = verify(folder)
+    found = {check.runtime: check for check in report.checks}
+    assert found["qnn"].outcome == "not checked"
+    assert "40 billion operations" in found["qnn"].message
+    assert report.passed

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cris_edge.errors import ExportError, OptionError
-from runtimes import qdq, socs
+from runtimes import qdq, qnn, socs
 from runtimes.export import Options
 from runtimes.htp import Compiler, refusal
 from runtimes.qnn import OnCpu
@@ -124,19 +124,20 @@ def test_quantizer_says_nothing_to_users(caplog, ranges):
 
 @pytest.mark.parametrize("bits", qdq.ACTIVATIONS)
 def test_the_htp_takes_the_whole_graph_and_the_emulator_computes_it(compiler, ranges, expected, tmp_path, bits):
-    from cris_edge.backends import qnn, registry
+    from cris_edge.backends import qnn as backends_qnn
+    from cris_edge.backends import registry
     from cris_edge.backends.base import BackendOptions
     from cris_edge.manifest import GraphSpec, TensorSpec
 
     model = qdq.quantize(ranges, bits)
-    helper.set_model_props(model, {qnn.ACTIVATIONS: bits})
+    helper.set_model_props(model, {backends_qnn.ACTIVATIONS: bits})
     source, target = tmp_path / "small.onnx", tmp_path / "SM8650" / "small.onnx"
     source.write_bytes(model.SerializeToString())
     compiler.compile(source, target)
     written = onnx.load(target)
     assert [node.op_type for node in written.graph.node] == ["EPContext"], "nothing is left outside the binary"
     assert {entry.key: entry.value for entry in written.metadata_props} == {
-        qnn.ACTIVATIONS: bits,
+        backends_qnn.ACTIVATIONS: bits,
         "soc": "SM8650",
         "htp_arch": "v75",
     }
@@ -174,6 +175,33 @@ def test_an_operator_that_the_htp_does_not_take_is_named(compiler, tmp_path):
     with pytest.raises(ExportError, match=r"does not take Det determinant of the graph odd"):
         compiler.compile(path, tmp_path / "compiled.onnx")
     assert not (tmp_path / "compiled.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("agreements", "chosen"),
+    [((0.985, 0.99, 0.993), 0), ((0.97, 0.99, 0.993), 1), ((0.90, 0.97, 0.99), 2), ((0.5, 0.6, 0.4), 0)],
+)
+def test_the_fewest_bits_that_cost_little_are_chosen(monkeypatch, agreements, chosen):
+    known = dict(zip(qdq.ACTIVATIONS, agreements, strict=True))
+    monkeypatch.setattr(qdq, "Ranges", lambda model, samples: model)
+    monkeypatch.setattr(qdq, "quantize", lambda ranges, bits: bits)
+    monkeypatch.setattr(qnn, "_agreement", lambda name, model, *_: known[model])
+    found = qnn._choose("mask_decoder", network(), None, [], 0.35)
+    assert found == (qdq.ACTIVATIONS[chosen],) * 2
+
+
+def test_quantizers_of_pytorch_are_off_while_ranges_are_learnt():
+    import torch
+
+    from quantization.quantizers import activation_quantizer
+
+    module = torch.nn.Sequential(activation_quantizer(0.0, 1.0), activation_quantizer(0.0, 1.0))
+    module[1].enabled = False
+    x = torch.tensor([0.123456])
+    assert module(x) != x
+    with qnn._in_float([module]):
+        assert module(x) == x
+    assert [part.enabled for part in module] == [True, False]
 
 
 def test_long_lists_of_refused_operators_are_cut():

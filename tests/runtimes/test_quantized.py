@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cris_edge.backends import ov
 from cris_edge.errors import ExportError
 from quantization.post_training import Scheme, quantize_module
 from quantization.quantizers import quantizers
@@ -102,7 +102,7 @@ def test_onnx_runtime_computes_pytorchs_numbers_in_integers(
 def test_openvino_computes_pytorchs_numbers_in_integers(
     graphs: dict[str, onnx.ModelProto], modules: dict[str, nn.Module], samples: list[tuple[torch.Tensor]]
 ) -> None:
-    core = openvino.Core()
+    core = ov.shared_core(ov.load())
     read = core.read_model(BytesIO(graphs["openvino"].SerializeToString()))
     compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for (image,) in samples:

@@ -20,8 +20,8 @@ CHANNELS = 32
 RUN = """
 import sys
 import numpy as np
-import openvino
-core = openvino.Core()
+from cris_edge.backends import ov
+core = ov.shared_core(ov.load())
 compiled = core.compile_model(core.read_model(sys.argv[1]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 print(float(compiled({"x": np.ones((1, 32, 8, 8), np.float32)})[0].max()))
 print([op.get_rt_info()["primitiveType"].astype(str) for op in compiled.get_runtime_model().get_ops()
