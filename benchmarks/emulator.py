@@ -9,24 +9,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError
+from cris_edge.image import postprocess, preprocess
 from cris_edge.metrics import Scores, iou, overlap
-from cris_edge.tokenizer import Tokenizer
+from cris_edge.tokenizer import PromptWarning, Tokenizer
 from runtimes.network import Network
 from runtimes.qnn import OnCpu
 from training.checkpoint import load_model
-from training.data.samples import Example, open_source
-from training.evaluate import BundlePredictor, Predictor, TorchPredictor, predict
+from training.data.samples import open_source
+from training.evaluate import BundlePredictor, Predictor, TorchPredictor
+
+SIMULATED = "simulated"
+
+Given: TypeAlias = "list[tuple[NDArray[np.bool_], NDArray[np.float32]]]"
 
 
 class Simulated:
@@ -36,7 +44,7 @@ class Simulated:
         bundle: With such graphs.
     """
 
-    runtime, precision = "simulated", "integers, on the CPU"
+    runtime, precision = SIMULATED, "integers, on the CPU"
 
     def __init__(self, bundle: Path) -> None:
         opened = Bundle.open(bundle)
@@ -46,8 +54,49 @@ class Simulated:
         self.logits = self._network.logits
 
 
+@dataclass
+class Row:
+    """What one network gave.
+
+    Attributes:
+        scores: Against the truth.
+        overlaps: IoU with the masks of each reference.
+        differences: Largest and mean absolute difference of logits from each reference.
+        foreground: Share of the picture, by mask.
+        seconds: Altogether.
+    """
+
+    scores: Scores = field(default_factory=Scores)
+    overlaps: dict[str, list[float]] = field(default_factory=dict)
+    differences: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    foreground: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def hold(self, name: str, mine: Given, theirs: Given) -> None:
+        """Compare with a reference."""
+        for (mask, logits), (wanted, expected) in zip(mine, theirs, strict=True):
+            both_empty = not mask.any() and not wanted.any()
+            self.overlaps.setdefault(name, []).append(1.0 if both_empty else iou(mask, wanted))
+            difference = np.abs(logits - expected)
+            self.differences.setdefault(name, []).append((float(difference.max()), float(difference.mean())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures."""
+        told = {**self.scores.to_dict(), "seconds_per_pair": self.seconds / len(self.foreground)}
+        told["foreground"] = float(np.mean(self.foreground))
+        for name, values in self.overlaps.items():
+            largest, mean = zip(*self.differences[name], strict=True)
+            told[name] = {
+                "mask_iou": float(np.mean(values)),
+                "worst_mask_iou": float(np.min(values)),
+                "max_logit_difference": max(largest),
+                "mean_logit_difference": float(np.mean(mean)),
+            }
+        return told
+
+
 def measure(predictors: Sequence[Predictor], data: str, sentences: int, threshold: float) -> list[dict[str, Any]]:
-    """Ask all the same; the first is what the masks of the others are compared with.
+    """Ask all the same; each is held against the first and against the graphs in integers on the CPU.
 
     Args:
         predictors: By runtime.
@@ -56,45 +105,45 @@ def measure(predictors: Sequence[Predictor], data: str, sentences: int, threshol
         threshold: On the probability.
     """
     source, tokenizer = open_source(data, by_image=True), Tokenizer()
-    scores = [Scores() for _ in predictors]
-    shares: list[list[float]] = [[] for _ in predictors]
-    seconds = [0.0 for _ in predictors]
-    count = 0
+    rows = [Row() for _ in predictors]
     for index in tqdm(range(len(source)), desc="emulate", disable=None, unit="image", leave=False):
         example = source.load(index, predictors[0].input_size)
-        asked = Example(example.id, example.image, example.sentences[:sentences], example.truth)
-        first: list[Any] = []
-        for number, predictor in enumerate(predictors):
+        pixels, letterbox = preprocess(example.image, predictors[0].input_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PromptWarning)  # long sentences are cut, as the reference cuts them
+            tokens = tokenizer(example.sentences[:sentences], length=predictors[0].word_len)
+        given: list[Given] = []
+        for row, predictor in zip(rows, predictors, strict=True):
             began = perf_counter()
-            masks = list(predict(predictor, asked, tokenizer, threshold))
-            seconds[number] += perf_counter() - began
-            first = first or masks
+            logits = predictor.logits(pixels, tokens)
+            row.seconds += perf_counter() - began
+            masks = [postprocess(one[None], letterbox) > threshold for one in logits]
+            given.append(list(zip(masks, logits, strict=True)))
             for place, mask in enumerate(masks):
                 truth = example.truth(place)
-                scores[number].add(iou(mask, truth), *overlap(mask, truth))
-                shares[number].append(iou(mask, first[place]) if mask.any() or first[place].any() else 1.0)
-        count += len(asked.sentences)
+                row.scores.add(iou(mask, truth), *overlap(mask, truth))
+                row.foreground.append(float(mask.mean()))
+        for number, row in enumerate(rows):
+            for reference in {0, *(n for n, other in enumerate(predictors) if other.runtime == SIMULATED)}:
+                row.hold(predictors[reference].runtime, given[number], given[reference])
     return [
-        {
-            "runtime": predictor.runtime,
-            "precision": predictor.precision,
-            **score.to_dict(),
-            "mask_iou": float(np.mean(share)),
-            "worst_mask_iou": float(np.min(share)),
-            "seconds_per_pair": spent / count,
-        }
-        for predictor, score, share, spent in zip(predictors, scores, shares, seconds, strict=True)
+        {"runtime": predictor.runtime, "precision": predictor.precision, **row.to_dict()}
+        for predictor, row in zip(predictors, rows, strict=True)
     ]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lines of text."""
-    lines = [f"{'':12}{'':24}{'pairs':>6}{'mIoU':>8}{'Pr@50':>8}{'masks':>8}{'worst':>8}{'s/pair':>9}"]
+    """Lines of text; the masks are held against those of the first row, and of the graphs in integers."""
+    names = [name for name in dict.fromkeys((rows[0]["runtime"], SIMULATED)) if name in rows[0]]
+    lines = [f"{'':12}{'':24}{'pairs':>6}{'mIoU':>8}{'Pr@50':>8}{'covered':>9}{'s/pair':>9}"]
+    lines[0] += "".join(f"   with {name}: masks, worst, logits" for name in names)
     for row in rows:
-        lines.append(
-            f"{row['runtime']:12}{row['precision']:24}{row['samples']:6}{row['mIoU']:8.2f}{row['Pr@50']:8.2f}"
-            f"{row['mask_iou']:8.4f}{row['worst_mask_iou']:8.3f}{row['seconds_per_pair']:9.3f}"
-        )
+        line = f"{row['runtime']:12}{row['precision']:24}{row['samples']:6}{row['mIoU']:8.2f}{row['Pr@50']:8.2f}"
+        line += f"{row['foreground']:9.4f}{row['seconds_per_pair']:9.3f}"
+        for name in names:
+            held = row[name]
+            line += f"{held['mask_iou']:11.4f}{held['worst_mask_iou']:8.3f}{held['max_logit_difference']:9.3g}"
+        lines.append(line)
     return "\n".join(lines)
 
 

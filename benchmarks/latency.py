@@ -106,8 +106,8 @@ class Comparison:
                 {
                     "name": entry.name,
                     "label": entry.label,
-                    "path": entry.path,
-                    "info": entry.info,
+                    "path": Path(entry.path).name if entry.path else None,  # where it lies is nobody's business
+                    "info": {name: value for name, value in entry.info.items() if name != "path"},
                     "seconds": {stage: spread.to_dict() for stage, spread in entry.turns.spreads().items()},
                     "memory": entry.memory,
                     "largest_difference_of_a_logit": entry.difference,
@@ -239,7 +239,7 @@ def compare(
         for path in bundles:
             manifest = Bundle.open(path).manifest
             for runtime in manifest.runtimes:
-                for precision in ("auto", "float32") if registry.is_available(runtime) else ():
+                for precision in ("auto", "float32") if runtime in registry.available() else ():
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
                     label = f"{manifest.name}, {runtime}"
                     add(OURS, label, "benchmarks.peers:BundlePeer", {"model": str(path), "options": options}, str(path))

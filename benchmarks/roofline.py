@@ -166,7 +166,7 @@ def measure(
         for path in bundles:
             manifest = Bundle.open(path).manifest
             macs = {name: manifest.graphs[name].macs for name in GRAPHS}
-            for runtime in manifest.runtimes:
+            for runtime in [name for name in manifest.runtimes if name in registry.available()]:
                 for precision in ("auto", "float32") if registry.is_available(runtime) else ():
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
                     arguments = {"model": str(path), "options": options, "image": image, "sentence": SENTENCE}

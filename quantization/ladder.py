@@ -23,6 +23,7 @@ from cris_edge.errors import OptionError
 from quantization.calibration import Calibration, Part, halves
 from quantization.checkpoint import load_quantized, save_quantized
 from quantization.distill import Distillation, Settings
+from quantization.equalize import equalize
 from quantization.network import GRAPHS, DeployNetwork, Predictor
 from quantization.post_training import Scheme, quantize_module
 from quantization.sensitivity import grouped, measure
@@ -168,6 +169,7 @@ class Ladder:
         if self._calibration is None:
             logger.info("drawing %d images to calibrate with", min(self.plan.calibration, len(self.data)))
             self._calibration = Calibration(self.bare, self.data, self.plan.calibration, self.plan.seed)
+            equalize(self.bare, self._calibration)
         return self._calibration
 
     def _post_training(self, rungs: list[Rung]) -> tuple[DeployNetwork, dict[str, Any]]:

@@ -17,6 +17,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from cris_edge.backends import registry
 from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError
 from cris_edge.image import postprocess, preprocess
@@ -104,7 +105,7 @@ def compare(
 def predictors(bundle: Path) -> list[BundlePredictor]:
     """Each runtime of a bundle in float32 and, where that is another one, in the precision of its own choice."""
     found = []
-    for runtime in Bundle.open(bundle).manifest.runtimes:
+    for runtime in [name for name in Bundle.open(bundle).manifest.runtimes if name in registry.available()]:
         forced = BundlePredictor(bundle, runtime, precision="float32")
         chosen = BundlePredictor(bundle, runtime)
         found += [forced] if chosen.precision == forced.precision else [forced, chosen]

@@ -177,7 +177,7 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
             "mean": list(MEAN),
             "std": list(STD),
             "threshold": THRESHOLD,
-            "precision": options.precision,
+            "precision": options.precision if options.at_home else "int8",
             "graphs": {name: _plain(spec) for name, spec in graphs.items()},
             "runtimes": {
                 runtime: {name: path.relative_to(writer.path).as_posix() for name, path in paths.items()}

@@ -145,14 +145,13 @@ class QnnBackend:
             raise OptionError(f"threads={options.threads} was asked for on the HTP; only the CPU has threads.")
         self._fallback = bool(options.extra.get("cpu_fallback", False))
         self._options = options
-        self._activations: set[str] = set()
+        self._wide = False
         self._left: list[str] = []
         self._compiled_here: list[str] = []
 
     @property
     def info(self) -> BackendInfo:
         """What really runs."""
-        wide = any("int16" in name for name in self._activations)
         notes = []
         if self._left:
             notes.append(f"{len(self._left)} nodes left to the CPU")
@@ -163,7 +162,7 @@ class QnnBackend:
             version=str(self._package.__version__),
             device=f"{self._device}, CPU" if self._left else self._device,
             device_name="; ".join(notes),
-            precision="int8+int16" if wide else "int8",
+            precision="int8+int16" if self._wide else "int8",
             hint=self._options.hint,
             cache_dir=self._options.cache_dir,
         )
@@ -180,11 +179,11 @@ class QnnBackend:
             source = path.parent.parent / path.name
             if not is_compiled(path) or not source.is_file():
                 raise
-            logger.warning("%s; %s is compiled here instead", error, source)
+            logger.warning("%s; %s is compiled here instead", str(error).rstrip("."), source)
             session = self._session(source)
             self._compiled_here.append(path.stem)
         check_tensors(path, spec, map(ort.tensor, session.get_inputs()), map(ort.tensor, session.get_outputs()))
-        self._activations.add(session.get_modelmeta().custom_metadata_map.get(ACTIVATIONS, ""))
+        self._wide = self._wide or _is_wide(path)
         return QnnGraph(session, path)
 
     def _session(self, path: Path) -> Any:
@@ -227,12 +226,13 @@ class QnnBackend:
         except Exception as error:  # exceptions of ONNX Runtime have no base of their own
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DeviceError(
-                f"The {self._device} cannot run {path} ({reason}); export it for this chip, or use another runtime"
+                f"The {self._device} cannot run {path} ({reason}); export it for this chip, or use another runtime."
             ) from error
         if self._fallback:
-            self._left += [f"{path.stem}: {node}" for node in left_to_cpu(session)]
-            if self._left:
-                logger.warning("%d nodes of %s are left to the CPU, as was allowed", len(self._left), path)
+            left = [f"{path.stem}: {node}" for node in left_to_cpu(session)]
+            self._left += left
+            if left:
+                logger.warning("%d nodes of %s are left to the CPU, as was allowed", len(left), path)
         return session
 
     def close(self) -> None:
@@ -261,10 +261,21 @@ def left_to_cpu(session: Any) -> Iterator[str]:
 
 def is_compiled(path: Path) -> bool:
     """Whether an ONNX file holds a compiled graph."""
+    return _after(path, COMPILED) is not None
+
+
+def _is_wide(path: Path) -> bool:
+    """Whether an ONNX file says that activations have 16 bits; a copy that the provider keeps does not say it."""
+    return b"int16" in (_after(path, ACTIVATIONS.encode()) or b"")
+
+
+def _after(path: Path, word: bytes) -> bytes | None:
+    """What stands behind the last place of a word in a file; None where it does not occur."""
     import mmap
 
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return data.find(COMPILED) >= 0
+            place = data.rfind(word)
+            return None if place < 0 else data[place + len(word) : place + len(word) + 64]
     except (OSError, ValueError):
-        return False
+        return None

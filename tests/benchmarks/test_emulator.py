@@ -29,7 +29,9 @@ def test_all_are_asked_the_same_and_compared_with_the_first():
     rows = measure([everything, same, nothing], "scenes:val:3:1", 2, 0.35)
     assert everything.asked == same.asked == nothing.asked == 6
     assert [row["samples"] for row in rows] == [6, 6, 6]
-    assert [row["mask_iou"] for row in rows] == pytest.approx([1.0, 1.0, 0.0])
+    assert [row["all"]["mask_iou"] for row in rows] == pytest.approx([1.0, 1.0, 0.0])
+    assert [row["all"]["max_logit_difference"] for row in rows] == [0, 1, 18]
+    assert [row["foreground"] for row in rows] == [1.0, 1.0, 0.0]
     assert 0 < rows[0]["mIoU"] == rows[1]["mIoU"] < 100
     assert rows[2]["mIoU"] == 0
     assert all(row["seconds_per_pair"] > 0 for row in rows)

@@ -138,12 +138,17 @@ def test_a_graph_is_not_left_to_the_cpu_unasked(tmp_path: Path, caplog: pytest.L
 def test_what_was_compiled_is_kept_and_found_again(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
+    wide = quantized()
+    helper.set_model_props(wide, {"activations": "int16"})
+    onnx.save(wide, path)
     check(emulator(cache_dir=cache).compile(path, SPEC)(inputs()))
     kept = list(cache.iterdir())
     assert [file.suffix for file in kept] == [".onnx"]
     monkeypatch.setattr("cris_edge.backends.qnn.QnnBackend._open", spy := _Spy())
-    emulator(cache_dir=cache).compile(path, SPEC)
+    again = emulator(cache_dir=cache)
+    again.compile(path, SPEC)
     assert spy.opened == kept
+    assert again.info.precision == "int8+int16"
 
 
 class _Spy:
