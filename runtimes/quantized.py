@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cris_edge.errors import ExportError
+from quantization.hooks import hook_storage
 from quantization.layout import calls
 from quantization.network import DeployNetwork
 from quantization.quantizers import quantizers
@@ -99,7 +100,7 @@ def _exportable(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[Non
     """Put weights on their grid (which changes no result) and quantizers into the form that the exporter knows."""
     before = [(hook, hook.low, hook.high, hook.enabled, hook.scale.requires_grad) for _, hook in quantizers(module)]
     state = dict(module.named_parameters())
-    weights = {f"pre_hooks.{place}__1.0": name for place, name in weights_of(module, inputs).items()}
+    weights = weights_of(module, inputs)
     try:
         for place, hook in quantizers(module):
             hook.scale.requires_grad_(False)
@@ -115,9 +116,13 @@ def _exportable(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[Non
 
 
 def weights_of(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
-    """The weight that each call of `module` takes, by the call's name."""
-    found = calls(module, tuple(inputs.values()))
-    return {name: call.parameter for name, call in found.items() if call.parameter}
+    """The parameter behind each quantizer of a weight, by the quantizer's place."""
+    bare = copy.deepcopy(module)
+    storage = hook_storage(bare)
+    for hooks in (storage.pre_hooks, storage.post_hooks):  # a weight that passes a hook is no parameter any more
+        hooks.clear()
+    found = calls(bare, tuple(inputs.values()))
+    return {f"pre_hooks.{name}__1.0": call.parameter for name, call in found.items() if call.parameter}
 
 
 class QuantizedReference(Reference):
