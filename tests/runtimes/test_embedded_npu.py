@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
@@ -25,24 +25,42 @@ pytest.importorskip(
 
 
 def in_float(path: Path) -> onnx.ModelProto:
-    """The graph of a file with weights in float32, however they are stored."""
+    """The graph of an int8 file with its weights in float32 and without quantizers of activations."""
     model = onnx.load(path)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in list(model.graph.node):
-        if node.op_type == "Cast" and node.input[0] in weights:
-            to = helper.tensor_dtype_to_np_dtype(next(entry.i for entry in node.attribute if entry.name == "to"))
-            values = numpy_helper.to_array(weights[node.input[0]]).astype(to)
-            model.graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-            model.graph.initializer.remove(weights[node.input[0]])
-            model.graph.node.remove(node)
-    for tensor in model.graph.initializer:  # a table of which rows are looked up before they are cast
-        if tensor.data_type == TensorProto.FLOAT16:
-            for node in (node for node in model.graph.node if tensor.name in node.input):
-                (cast,) = (other for other in model.graph.node if node.output[0] in other.input)
-                node.output[0] = cast.output[0]
-                model.graph.node.remove(cast)
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    return model
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    outputs = {value.name for value in model.graph.output}
+    rows: set[str] = set()
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            values, scale, zero = (constants[name].astype(np.float32) for name in node.input)
+            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
+            shape = [-1 if place == axis and scale.ndim else 1 for place in range(values.ndim)]
+            constants[node.output[0]] = (values - zero.reshape(shape)) * scale.reshape(shape)
+            continue
+        if node.op_type == "Gather" and node.input[0] in constants and constants[node.input[0]].dtype == np.int8:
+            constants[node.input[0]] = constants[node.input[0]].astype(np.float32)
+            rows.add(node.output[0])
+        passes = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        if passes or (node.op_type == "Cast" and node.input[0] in rows):
+            if node.output[0] in outputs:
+                kept.append(helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name))
+            renamed[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    needed = {name for node in kept for name in node.input}
+    for field, values in (("node", kept), ("initializer", []), ("value_info", [])):
+        del getattr(model.graph, field)[:]
+        getattr(model.graph, field).extend(values)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(array, order="C"), name)
+        for name, array in constants.items()
+        if name in needed
+    )
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
 
 def run(network: Network, image: Array, tokens: Array) -> tuple[Tensors, Array]:
