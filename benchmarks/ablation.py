@@ -6,9 +6,7 @@ more layers stop paying? Stop it at any time; the same command continues.
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ import click
 from benchmarks import paper_tables, trials
 from benchmarks.trials import Outcome, Trial
 from cris_edge.benchmark_report import table
-from cris_edge.errors import CrisEdgeError
-from training.engine import StoppedError
 
 Row = tuple[bool, int]
 """Contrastive learning, decoder layers."""
@@ -132,19 +128,8 @@ def _papers(ours: Row, theirs: Row) -> str:
 
 
 @click.command(help=__doc__)
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the runs.")
-@click.option("--recipe", default="nano-scenes", show_default=True, help="What every row is a change of.")
-@click.option("--steps", type=click.IntRange(min=1), required=True, help="Of each row.")
+@trials.options("What every row is a change of.")
 @click.option("--all", "every", is_flag=True, help="Also the rows that the paper leaves out: no contrast, n = 2 to 4.")
-@click.option("--data", multiple=True, default=trials.SCENES, show_default=True, help="To score on; may be several.")
-@click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A field of every run; may be several.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
-@click.option(
-    "--results",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results",
-    help="Folder for ablation.csv, .md and .png.  [default: benchmarks/results]",
-)
 def main(
     output: Path,
     recipe: str,
@@ -156,30 +141,28 @@ def main(
     results: Path,
 ) -> None:
     """Train, score, and write the table after each row."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     words = ["python -m benchmarks.ablation", f"--recipe {recipe} --steps {steps}", *(["--all"] if every else [])]
-    words += [f"--data {name}" for name in data if data != trials.SCENES]
-    command = " ".join([*words, *(f"--set {text}" for text in given)])
-    try:
+    command = " ".join([*words, *trials.said(data, given)])
+    rows: dict[str, Row] = {}
+
+    def outcomes() -> Iterator[Outcome]:
         planned = plan(recipe, steps, PAPER + REST if every else PAPER, trials.settings(given))
-        rows = {trial.name: row for row, trial in planned.items()}
-        outcomes: dict[Row, Outcome] = {}
-        for outcome in trials.run(list(planned.values()), output, data, device=device):
-            outcomes[rows[outcome.trial.name]] = outcome
-            columns = {
-                name: {"contrastive": int(rows[name][0]), "decoder_layers": rows[name][1]}
-                for name in (done.trial.name for done in outcomes.values())
-            }
-            trials.write_text(results / "ablation.csv", trials.to_csv(list(outcomes.values()), columns))
-            trials.write_text(results / "ablation.md", to_markdown(outcomes, data, command))
-            draw(outcomes, data, results / "ablation.png")
-    except StoppedError:
-        click.echo("stopped; the same command continues", err=True)
-        sys.exit(1)
-    except (CrisEdgeError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    click.echo(to_markdown(outcomes, data, command))
+        rows.update((trial.name, row) for row, trial in planned.items())
+        yield from trials.run(list(planned.values()), output, data, device=device)
+
+    def write(known: list[Outcome]) -> str:
+        found = {rows[outcome.trial.name]: outcome for outcome in known}
+        columns = {
+            outcome.trial.name: {"contrastive": int(contrastive), "decoder_layers": layers}
+            for (contrastive, layers), outcome in found.items()
+        }
+        page = to_markdown(found, data, command)
+        trials.write_text(results / "ablation.csv", trials.to_csv(known, columns))
+        trials.write_text(results / "ablation.md", page)
+        draw(found, data, results / "ablation.png")
+        return page
+
+    trials.conclude(outcomes(), write)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from benchmarks.latency import tell
+from benchmarks.harness import milliseconds, tell
 from cris_edge.backends import registry
 from cris_edge.benchmark import SENTENCE, drawn_image
 from cris_edge.benchmark_report import busy, device, load_average, table
@@ -167,12 +167,12 @@ class Family:
                 f"{sum(member.macs.values()) / 1e9:.2f}",
                 f"{member.next_macs / 1e9:.2f}",
                 *([f"{member.accuracy:.1f}" if member.accuracy is not None else ""] if scored else []),
-                *(_milliseconds(member.spread(runtime, "whole")) for runtime in self.runtimes),
+                *(milliseconds(member.spread(runtime, "whole")) for runtime in self.runtimes),
             ]
             for member in self.members
         ]
         following = [
-            [member.name, *(_milliseconds(member.spread(runtime, "next")) for runtime in self.runtimes)]
+            [member.name, *(milliseconds(member.spread(runtime, "next")) for runtime in self.runtimes)]
             for member in self.members
         ]
         parts = [
@@ -339,10 +339,6 @@ def measure(
                 member.turns[runtime] = turns
                 member.memory[runtime] = worker.ask("memory")["peak"]
     return family
-
-
-def _milliseconds(spread: Spread | None) -> str:
-    return "" if spread is None else f"{1e3 * spread.median:.2f} ±{500 * (spread.high - spread.low):.2f}"
 
 
 @click.command(help=__doc__)

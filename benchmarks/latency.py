@@ -6,8 +6,6 @@ ratios are of medians of the same rounds. Where PyTorch is compared with, it is 
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks import harness
 from cris_edge.backends import registry
 from cris_edge.benchmark import SENTENCE, drawn_image
 from cris_edge.benchmark_report import busy, device, load_average, table
@@ -158,7 +157,7 @@ class Comparison:
         rows = [self._row(entry, base) for entry in self.entries]
         parts = [head, table([*names, "not network", "peak, MB", "share", "logits differ"], rows, markdown=markdown)]
         rearranged = [
-            [entry.label, _times(found["whole"]), _times(found["next"])]
+            [entry.label, harness.times(found["whole"]), harness.times(found["next"])]
             for entry in self.entries
             if (plain := self._plain(entry))
             for found in [self.against(plain, entry)]
@@ -176,10 +175,10 @@ class Comparison:
             entry.label,
             str(entry.info.get("threads") or ""),
             str(len(entry.turns)),
-            _milliseconds(entry.spread("whole")),
-            _times(found["whole"]) if found else "",
-            _milliseconds(entry.spread("next")),
-            _times(found["next"]) if found else "",
+            harness.milliseconds(entry.spread("whole")),
+            harness.times(found and found["whole"]),
+            harness.milliseconds(entry.spread("next")),
+            harness.times(found and found["next"]),
             f"{entry.overhead:.1%}",
             f"{peak / 1e6:.0f}" if peak else "",
             f"{found['memory']:.2f}" if found and found["memory"] else "",
@@ -238,8 +237,8 @@ def compare(
                 add(name, label, entry, arguments)
         for path in bundles:
             manifest = Bundle.open(path).manifest
-            for runtime in manifest.runtimes:
-                for precision in ("auto", "float32") if runtime in registry.available() else ():
+            for runtime in [name for name in manifest.runtimes if name in registry.available()]:
+                for precision in ("auto", "float32"):
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
                     label = f"{manifest.name}, {runtime}"
                     add(OURS, label, "benchmarks.peers:BundlePeer", {"model": str(path), "options": options}, str(path))
@@ -314,43 +313,22 @@ def _differences(entries: list[Entry], workers: list[Worker]) -> None:
         entry.difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else None
 
 
-def _milliseconds(spread: Spread) -> str:
-    return f"{1e3 * spread.median:.2f} ±{500 * (spread.high - spread.low):.2f}"
-
-
-def _times(found: dict[str, float]) -> str:
-    return f"{found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
-
-
-def tell(line: str) -> None:
-    """Progress, where somebody looks."""
-    if sys.stderr.isatty():
-        click.echo(f"\r\033[K{line[:78]}", err=True, nl=False)
-
-
 @click.command(help=__doc__)
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A CRIS checkpoint.")
 @click.option(
     "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Of it; as many as there are."
 )
 @click.option("--peer", "peers", multiple=True, type=click.Choice(PEERS), default=PEERS, help="[default: all]")
-@click.option("--threads", type=click.IntRange(min=1), help="Of all of them.  [default: the physical cores]")
-@click.option("--runs", default=50, show_default=True, help="Turns at least.")
-@click.option("--seconds", default=60.0, show_default=True, help="For each, about.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
-@click.option("--markdown", is_flag=True, help="Tables for a page.")
+@harness.options(seconds=60.0)
 def main(checkpoint: Path, bundles: tuple[Path, ...], output: Path | None, markdown: bool, **options: Any) -> None:
     """Read the command line."""
-    try:
-        comparison = compare(checkpoint, list(bundles), say=tell, **options)
-    except CrisEdgeError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    tell("")
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(comparison.to_dict(), indent=1) + "\n", encoding="utf-8")
-    click.echo(comparison.to_text(markdown))
+    harness.conclude(
+        lambda: compare(checkpoint, list(bundles), say=harness.tell, **options),
+        to_dict=Comparison.to_dict,
+        to_text=Comparison.to_text,
+        output=output,
+        markdown=markdown,
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import paper_tables
 from benchmarks.fps import Speed, measure
-from benchmarks.latency import tell
+from benchmarks.harness import tell
 from cris_edge.benchmark_report import busy, load_average, table
 from cris_edge.benchmark_report import device as machine
 from cris_edge.errors import CheckpointError, CrisEdgeError, DataError

@@ -7,8 +7,6 @@ manifest states; what it does besides (additions, resizing, copies) is not count
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,8 +15,8 @@ from typing import Any
 
 import click
 
+from benchmarks import harness
 from benchmarks.chain import SHAPES
-from benchmarks.latency import tell
 from cris_edge.backends import registry
 from cris_edge.benchmark import SENTENCE, drawn_image
 from cris_edge.benchmark_report import busy, device, load_average, table
@@ -167,7 +165,7 @@ def measure(
             manifest = Bundle.open(path).manifest
             macs = {name: manifest.graphs[name].macs for name in GRAPHS}
             for runtime in [name for name in manifest.runtimes if name in registry.available()]:
-                for precision in ("auto", "float32") if registry.is_available(runtime) else ():
+                for precision in ("auto", "float32"):
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
                     arguments = {"model": str(path), "options": options, "image": image, "sentence": SENTENCE}
                     add(f"{manifest.name}, {runtime}", "cris_edge.worker:SegmenterSubject", arguments, macs)
@@ -188,29 +186,21 @@ def measure(
 
 
 def _figures(rate: Rate) -> list[str]:
-    half = 500 * (rate.seconds.high - rate.seconds.low)
-    return [f"{rate.macs / 1e9:.2f}", f"{1e3 * rate.seconds.median:.2f} ±{half:.2f}", f"{rate.per_second / 1e9:.0f}"]
+    return [f"{rate.macs / 1e9:.2f}", harness.milliseconds(rate.seconds), f"{rate.per_second / 1e9:.0f}"]
 
 
 @click.command(help=__doc__)
 @click.option("--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Folder; may be several.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of all of them.  [default: the physical cores]")
-@click.option("--runs", default=50, show_default=True, help="Turns at least.")
-@click.option("--seconds", default=20.0, show_default=True, help="For each, about.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
-@click.option("--markdown", is_flag=True, help="Tables for a page.")
+@harness.options(seconds=20.0)
 def main(bundles: tuple[Path, ...], output: Path | None, markdown: bool, **options: Any) -> None:
     """Read the command line."""
-    try:
-        roofline = measure(list(bundles), say=tell, **options)
-    except CrisEdgeError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    tell("")
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(roofline.to_dict(), indent=1) + "\n", encoding="utf-8")
-    click.echo(roofline.to_text(markdown))
+    harness.conclude(
+        lambda: measure(list(bundles), say=harness.tell, **options),
+        to_dict=Roofline.to_dict,
+        to_text=Roofline.to_text,
+        output=output,
+        markdown=markdown,
+    )
 
 
 if __name__ == "__main__":

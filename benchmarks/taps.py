@@ -5,8 +5,6 @@ Each form (`benchmarks.upsampled`) of each layer, in each runtime and precision,
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,12 +13,11 @@ from typing import Any
 
 import click
 
-from benchmarks.latency import tell
+from benchmarks import harness
 from cris_edge.backends import registry
 from cris_edge.benchmark_report import busy, device, load_average, table
 from cris_edge.errors import CrisEdgeError
 from cris_edge.machine import physical_cores
-from cris_edge.spread import Spread, ratio
 from cris_edge.turns import Say, interleave
 from cris_edge.worker import Worker
 
@@ -111,13 +108,7 @@ def measure(
                         row = {"layer": layer, "form": form, "difference": difference, **worker.info}
                         rows.append(row)
         gathered = interleave(workers, runs=runs, seconds=seconds, say=say) if workers else []
-    plain: dict[tuple[str, ...], list[list[float]]] = {}
-    for row, turns in zip(rows, gathered, strict=True):
-        blocks, kind = turns.of("whole"), (row["layer"], row["runtime"], row["precision"])
-        if row["form"] == "plain":
-            plain[kind] = blocks
-        row["seconds"] = Spread.of(blocks).to_dict()
-        row["times_faster_than_plain"] = ratio(blocks, plain[kind]) if kind in plain else None
+    harness.against_plain(rows, gathered, ("layer", "runtime", "precision"))
     return {"machine": device(), "load_before": before, "rows": rows, "failures": failures}
 
 
@@ -125,15 +116,14 @@ def to_text(found: dict[str, Any], markdown: bool = False) -> str:
     """Tables for people."""
     rows = []
     for row in found["rows"]:
-        seconds, faster = row["seconds"], row["times_faster_than_plain"]
         rows.append(
             [
                 row["layer"],
                 f"{row['runtime']} {row['precision']}",
                 row["form"],
                 f"{row['macs'] / 1e9:.2f}",
-                f"{1e3 * seconds['median']:.2f} ±{500 * (seconds['high'] - seconds['low']):.2f}",
-                f"{faster['ratio']:.2f} ({faster['low']:.2f}-{faster['high']:.2f})" if faster else "",
+                harness.milliseconds(row["seconds"]),
+                harness.times(row["times_faster_than_plain"]),
             ]
         )
     names = ["layer", "runtime", "form", "GMAC", "ms", "times faster than plain"]
@@ -144,23 +134,12 @@ def to_text(found: dict[str, Any], markdown: bool = False) -> str:
 
 @click.command(help=__doc__)
 @click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), default=FORMS, help="[default: all]")
-@click.option("--threads", type=click.IntRange(min=1), help="Of all of them.  [default: the physical cores]")
-@click.option("--runs", default=50, show_default=True, help="Runs of each at least.")
-@click.option("--seconds", default=20.0, show_default=True, help="For each, about.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
-@click.option("--markdown", is_flag=True, help="Tables for a page.")
+@harness.options(seconds=20.0)
 def main(output: Path | None, markdown: bool, **options: Any) -> None:
     """Read the command line."""
-    try:
-        found = measure(say=tell, **options)
-    except CrisEdgeError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    tell("")
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    click.echo(to_text(found, markdown))
+    harness.conclude(
+        lambda: measure(say=harness.tell, **options), to_dict=dict, to_text=to_text, output=output, markdown=markdown
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ teacher's logits and decoder features. Stop it at any time; the same command con
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ import click
 from benchmarks import trials
 from benchmarks.trials import Outcome, Trial
 from cris_edge.benchmark_report import table
-from cris_edge.errors import CrisEdgeError
-from training.engine import StoppedError
 
 
 def plan(recipe: str, steps: int, teacher: Path, changes: Mapping[str, Any]) -> list[Trial]:
@@ -63,18 +59,7 @@ def to_markdown(outcomes: Sequence[Outcome], data: Sequence[str], command: str) 
 
 @click.command(help=__doc__)
 @click.option("--teacher", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A CRIS checkpoint.")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the runs.")
-@click.option("--recipe", default="nano-scenes", show_default=True, help="Of the small network.")
-@click.option("--steps", type=click.IntRange(min=1), required=True, help="Of both.")
-@click.option("--data", multiple=True, default=trials.SCENES, show_default=True, help="To score on; may be several.")
-@click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A field of both runs; may be several.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
-@click.option(
-    "--results",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results",
-    help="Folder for taught.csv and .md.  [default: benchmarks/results]",
-)
+@trials.options("Of the small network.")
 def main(
     teacher: Path,
     output: Path,
@@ -86,23 +71,19 @@ def main(
     results: Path,
 ) -> None:
     """Train, score, and write the table after each run."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    words = [*(f"--data {name}" for name in data if data != trials.SCENES), *(f"--set {text}" for text in given)]
-    options = " ".join(words)
-    command = f"python -m benchmarks.taught --teacher {teacher} --recipe {recipe} --steps {steps} {options}".strip()
-    outcomes: list[Outcome] = []
-    try:
-        for outcome in trials.run(plan(recipe, steps, teacher, trials.settings(given)), output, data, device=device):
-            outcomes.append(outcome)
-            trials.write_text(results / "taught.csv", trials.to_csv(outcomes))
-            trials.write_text(results / "taught.md", to_markdown(outcomes, data, command))
-    except StoppedError:
-        click.echo("stopped; the same command continues", err=True)
-        sys.exit(1)
-    except (CrisEdgeError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    click.echo(to_markdown(outcomes, data, command))
+    words = [f"python -m benchmarks.taught --teacher {teacher} --recipe {recipe} --steps {steps}"]
+    command = " ".join([*words, *trials.said(data, given)])
+
+    def outcomes() -> Iterator[Outcome]:
+        yield from trials.run(plan(recipe, steps, teacher, trials.settings(given)), output, data, device=device)
+
+    def write(known: list[Outcome]) -> str:
+        page = to_markdown(known, data, command)
+        trials.write_text(results / "taught.csv", trials.to_csv(known))
+        trials.write_text(results / "taught.md", page)
+        return page
+
+    trials.conclude(outcomes(), write)
 
 
 if __name__ == "__main__":

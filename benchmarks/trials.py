@@ -11,24 +11,26 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # OpenMP's threads spin while they wait, which slows training beside anything else; read when PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import click
 import numpy as np
 import torch
 
 from cris_edge.benchmark_report import device as machine
-from cris_edge.errors import OptionError
+from cris_edge.errors import CrisEdgeError, OptionError
 from training.checkpoint import load_model, read_checkpoint, sha256
 from training.config import RunConfig, option, override
 from training.data.samples import open_source
 from training.distributed import Processes, join
-from training.engine import LAST, Trainer
+from training.engine import LAST, StoppedError, Trainer
 from training.evaluate import TorchPredictor, score
 from training.memory import keep_memory
 from training.recipes import recipe
@@ -135,6 +137,65 @@ def run(trials: Sequence[Trial], output: Path, data: Sequence[str], *, device: s
         if trial.config is not None:
             _train(trial.config, folder, processes)
         yield _score(trial, folder, data, processes.device)
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def options(recipe_of: str) -> Callable[[Command], Command]:
+    """The options that every comparison of trainings takes; `recipe_of` says whose recipe it is."""
+    folder = click.Path(file_okay=False, path_type=Path)
+    given = [
+        click.option("--output", type=folder, required=True, help="Folder of the runs."),
+        click.option("--recipe", default="nano-scenes", show_default=True, help=recipe_of),
+        click.option("--steps", type=click.IntRange(min=1), required=True, help="Of each run."),
+        click.option("--data", multiple=True, default=SCENES, show_default=True, help="To score on; may be several."),
+        click.option(
+            "--set", "given", multiple=True, metavar="NAME=VALUE", help="A field of every run; may be several."
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda."),
+        click.option(
+            "--results",
+            type=folder,
+            default=Path(__file__).parent / "results",
+            help="Folder for the tables.  [default: benchmarks/results]",
+        ),
+    ]
+
+    def add(command: Command) -> Command:
+        for decorate in reversed(given):
+            command = decorate(command)
+        return command
+
+    return add
+
+
+def said(data: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The words of a command line for options that differ from the defaults."""
+    return [*(f"--data {name}" for name in data if data != SCENES), *(f"--set {text}" for text in given)]
+
+
+def conclude(outcomes: Iterator[Outcome], write: Callable[[list[Outcome]], str]) -> None:
+    """Call `write` with all outcomes so far after each, and print what it returned last; an error ends with status 1.
+
+    Args:
+        outcomes: of `run`.
+        write: Writes the tables; returns the page.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    known: list[Outcome] = []
+    page = ""
+    try:
+        for outcome in outcomes:
+            known.append(outcome)
+            page = write(known)
+    except StoppedError:
+        click.echo("stopped; the same command continues", err=True)
+        sys.exit(1)
+    except (CrisEdgeError, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    click.echo(page)
 
 
 def difference(ours: Outcome, theirs: Outcome, data: str) -> tuple[float, float, float]:
@@ -274,11 +335,14 @@ __all__ = [
     "SCENES",
     "Outcome",
     "Trial",
+    "conclude",
     "difference",
     "difference_cells",
     "heading",
+    "options",
     "plan",
     "run",
+    "said",
     "score_cells",
     "settings",
     "titles",

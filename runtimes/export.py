@@ -137,7 +137,7 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
             references[form], rows = subject.reference(probes, form)
             parity += rows
         ours = {name: references[form] for name, form in forms.items()} or references
-        _write_golden(writer.path / "golden.npz", probes, ours)
+        golden = _golden(probes, ours)
         graphs, files = _lower(subject, probes, options, forms, lowerings, writer.path, step)
         for runtime in options.at_home:
             step(f"compare {runtime}")
@@ -158,7 +158,7 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
             npu["openvino"] = npu_rules.examine(files["openvino"], writer.path)
         if compiler is not None:
             lowered = qnn.lower(subject.modules, architecture, source, probes, THRESHOLD, writer.path, compiler, step)
-            qnn.write_golden(writer.path / "golden.npz", lowered, probes)
+            golden[f"logits_{qnn.NAME}"] = qnn.golden_logits(lowered, probes)
             graphs, files[qnn.NAME], npu[qnn.NAME] = graphs or lowered.graphs, lowered.files, lowered.record
             parity += lowered.parity
             if source is not None:
@@ -167,6 +167,7 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
                 metrics.append(entry(_Predictor(lowered.simulated, qnn.NAME, lowered.simulation, *size), source))
                 require_accuracy(metrics[0], metrics[-1], options)
         step("write")
+        np.savez_compressed(writer.path / "golden.npz", **golden)  # type: ignore[arg-type]
         recorded = subject.recorded
         writer.manifest = {
             "name": options.name or writer.target.name,
@@ -226,7 +227,7 @@ def _lower(
     return graphs, files
 
 
-def _write_golden(path: Path, probes: Probes, references: Mapping[str, Reference]) -> None:
+def _golden(probes: Probes, references: Mapping[str, Reference]) -> dict[str, Array]:
     """The golden pairs: inputs, what they mean, and PyTorch's logits, of each runtime whose form has its own."""
     count = len(probes.golden_prompts)
     first = next(iter(references.values()))
@@ -235,14 +236,13 @@ def _write_golden(path: Path, probes: Probes, references: Mapping[str, Reference
         for runtime, reference in references.items()
         if reference is not first
     }
-    np.savez_compressed(
-        path,
-        image=probes.golden_images,
-        tokens=np.concatenate([probes.sentences[text][1] for _, text in probes.pairs[:count]]),
-        logits=np.concatenate(first.logits[:count]),
-        truth=probes.golden_truth,
-        **own,  # type: ignore[arg-type]
-    )
+    return {
+        "image": probes.golden_images,
+        "tokens": np.concatenate([probes.sentences[text][1] for _, text in probes.pairs[:count]]),
+        "logits": np.concatenate(first.logits[:count]),
+        "truth": probes.golden_truth,
+        **own,
+    }
 
 
 def _agreement(subject: Subject, form: str, predictor: Predictor, source: Source) -> dict[str, float]:

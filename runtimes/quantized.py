@@ -98,7 +98,7 @@ def _require_known(form: str) -> None:
 @contextmanager
 def _exportable(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
     """Put weights on their grid (which changes no result) and quantizers into the form that the exporter knows."""
-    before = [(hook, hook.low, hook.high, hook.enabled, hook.scale.requires_grad) for _, hook in quantizers(module)]
+    before = [(hook, hook.low, hook.high, hook.scale.requires_grad) for _, hook in quantizers(module)]
     state = dict(module.named_parameters())
     weights = weights_of(module, inputs)
     try:
@@ -110,8 +110,8 @@ def _exportable(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[Non
                 hook.low, hook.high = -128, 127
         yield
     finally:
-        for hook, low, high, enabled, learnt in before:
-            hook.low, hook.high, hook.enabled = low, high, enabled
+        for hook, low, high, learnt in before:
+            hook.low, hook.high = low, high
             hook.scale.requires_grad_(learnt)
 
 

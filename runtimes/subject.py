@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cris_edge.errors import ExportError, OptionError
 from quantization.checkpoint import is_quantized, load_float, load_quantized
+from quantization.network import DeployNetwork
 from quantization.network import Predictor as DeployPredictor
 from runtimes import onnx_graph, quantized
-from runtimes.network import DeployModule
+from runtimes.network import Array, DeployModule
 from runtimes.parity import Reference, check_deploy, check_storage, state_reduced
 from runtimes.probes import Probes
 from training.checkpoint import load_model, read_checkpoint, sha256
@@ -111,13 +112,7 @@ class FloatSubject:
         """
         if self._reference is not None:
             return self._reference, []
-        with torch.inference_mode():
-            logits = [
-                self._model(
-                    torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.sentences[text][1])
-                ).numpy()
-                for image, text in probes.pairs
-            ]
+        logits = _logits(self._model, probes)
         modules = self.modules = tuple(module.eval() for module in self._model.deploy())
         del self._model
         reference = Reference(probes, modules, logits, THRESHOLD)
@@ -147,7 +142,8 @@ class QuantizedSubject:
 
     def __init__(self, checkpoint: Path, before: Path | None) -> None:
         network, extra = load_quantized(checkpoint)
-        self._networks = {form: quantized.in_form(network, form) for form in quantized.FORMS}
+        self._network = network
+        self._in_forms: dict[str, DeployNetwork] = {}
         self._report: dict[str, Any] = extra.get("report", {})
         self._checkpoint = checkpoint
         self._before = before
@@ -168,23 +164,24 @@ class QuantizedSubject:
 
     def predictor(self, form: str) -> Predictor:
         """As stated in `Subject`."""
-        return DeployPredictor(self._networks[form])
+        return DeployPredictor(self._in_form(form))
 
     def reference(self, probes: Probes, form: str) -> tuple[Reference, list[dict[str, Any]]]:
         """As stated in `Subject`."""
-        network = self._networks[form]
-        with torch.inference_mode():
-            logits = [
-                network(torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.sentences[text][1])).numpy()
-                for image, text in probes.pairs
-            ]
-        reference = quantized.QuantizedReference(probes, tuple(network.graphs.values()), logits, THRESHOLD)
+        network = self._in_form(form)
+        modules = tuple(network.graphs.values())
+        reference = quantized.QuantizedReference(probes, modules, _logits(network, probes), THRESHOLD)
         return reference, reference.state_cost(form)
 
     def trace(self, index: int, name: str, inputs: Mapping[str, Tensor], form: str) -> onnx.ModelProto:
         """As stated in `Subject`."""
-        module = tuple(self._networks[form].graphs.values())[index]
+        module = tuple(self._in_form(form).graphs.values())[index]
         return quantized.trace(name, module, inputs, module.output_names, form)
+
+    def _in_form(self, form: str) -> DeployNetwork:
+        if form not in self._in_forms:
+            self._in_forms[form] = quantized.in_form(self._network, form)
+        return self._in_forms[form]
 
     def _float_checkpoint(self) -> Path:
         """The file that the int8 network was made from."""
@@ -206,6 +203,15 @@ class QuantizedSubject:
     @staticmethod
     def _rung(figures: Mapping[str, Any], precision: str) -> Metrics:
         return {"runtime": "pytorch", "precision": precision, **figures["metrics"]}
+
+
+def _logits(network: nn.Module, probes: Probes) -> list[Array]:
+    """What a network, whole, gives for every pair."""
+    with torch.inference_mode():
+        return [
+            network(torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.sentences[text][1])).numpy()
+            for image, text in probes.pairs
+        ]
 
 
 def entry(predictor: Predictor, source: Source) -> Metrics:

@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from training.model import Architecture
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -35,6 +38,28 @@ def write_scenes(folder: Path, count: int = 10) -> Path:
     path = folder / "discs.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def small() -> Architecture:
+    """A network with every part of CRIS, computed in milliseconds."""
+    from training.model import Architecture
+
+    return Architecture(
+        input_size=64,
+        word_len=8,
+        vision_layers=(1, 1, 1, 1),
+        vision_width=8,
+        image_resolution=64,
+        embed_dim=32,
+        vocab_size=100,
+        context_length=12,
+        text_width=32,
+        text_layers=1,
+        decoder_layers=2,
+        decoder_heads=4,
+        ffn_dim=64,
+    )
 
 
 @pytest.fixture(scope="session")

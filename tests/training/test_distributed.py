@@ -48,7 +48,9 @@ def test_two_processes_train_like_one_on_the_same_global_batches(
         ema_decay=0.9,
         val=str(discs),
         validate_every=3,
-        learning_rate=1e-4,  # Adam makes a rounding error in a small gradient a whole step
+        # Adam makes a rounding error in a small gradient a whole step, and batch norm over maps of one pixel makes the
+        # step visible a few steps on: there the steps are ten times smaller, and the losses held to the same bound.
+        learning_rate=1e-4 if frozen else 1e-5,
     )
     config = tmp_path / "run.json"
     config.write_text(json.dumps(run.to_dict()))
@@ -57,12 +59,7 @@ def test_two_processes_train_like_one_on_the_same_global_batches(
     torchrun(["--recipe", str(config), "--device", "cpu", "--output", str(two)])
     expected = losses(one)
     assert len(expected) == 6 and len(set(expected.values())) == 6
-    found = losses(two)
-    # Batch norm over maps of one pixel turns rounding, which depends on the size of a batch, into visible differences
-    # after a few steps of Adam; a wrong statistic or gradient shows in the first two.
-    exact = set(expected) if frozen else {1, 2}
-    for step, value in expected.items():
-        assert found[step] == pytest.approx(value, rel=1e-4 if step in exact else 2e-2), step
+    assert losses(two) == pytest.approx(expected, rel=1e-4)
     first, second = load_model(one / "last.pt").state_dict(), load_model(two / "last.pt").state_dict()
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=2e-3, rtol=2e-2, msg=lambda text, n=name: f"{n}: {text}")

@@ -10,22 +10,6 @@ import torch
 from cris_edge.errors import CheckpointError, InputError
 from training.model import CRIS, Architecture, text_to_pixel_loss
 
-SMALL = Architecture(
-    input_size=64,
-    word_len=8,
-    vision_layers=(1, 1, 1, 1),
-    vision_width=8,
-    image_resolution=64,
-    embed_dim=32,
-    vocab_size=100,
-    context_length=12,
-    text_width=32,
-    text_layers=1,
-    decoder_layers=2,
-    decoder_heads=4,
-    ffn_dim=64,
-)
-
 
 @pytest.mark.parametrize(
     ("contrastive", "layers", "millions"),
@@ -48,9 +32,9 @@ def test_parameters_as_in_the_papers_table_4(contrastive: bool, layers: int, mil
 @pytest.mark.parametrize("layers", [0, 1, 2])
 @pytest.mark.parametrize("contrastive", [True, False])
 @torch.no_grad()
-def test_deploy_of_every_ablation(layers: int, contrastive: bool) -> None:
+def test_deploy_of_every_ablation(layers: int, contrastive: bool, small: Architecture) -> None:
     torch.manual_seed(layers)
-    model = CRIS(dataclasses.replace(SMALL, decoder_layers=layers, contrastive=contrastive))
+    model = CRIS(dataclasses.replace(small, decoder_layers=layers, contrastive=contrastive))
     image, tokens = torch.randn(2, 3, 64, 64), torch.randint(1, 100, (2, 8))
     tokens[0, 5:] = 0
     with torch.enable_grad():  # a few steps move the batch norms away from the identity
@@ -66,8 +50,8 @@ def test_deploy_of_every_ablation(layers: int, contrastive: bool) -> None:
 
 
 @torch.no_grad()
-def test_sentences_of_one_image_are_independent() -> None:
-    model = CRIS(SMALL).eval()
+def test_sentences_of_one_image_are_independent(small: Architecture) -> None:
+    model = CRIS(small).eval()
     images, tokens = torch.randn(2, 3, 64, 64), torch.randint(1, 100, (6, 8))
     together = model(images, tokens)
     alone = torch.cat([model(images[i // 3 : i // 3 + 1], tokens[i : i + 1]) for i in range(6)])
@@ -76,26 +60,26 @@ def test_sentences_of_one_image_are_independent() -> None:
 
 
 @torch.no_grad()
-def test_padding_does_not_change_the_mask() -> None:
-    model = CRIS(SMALL).eval()
+def test_padding_does_not_change_the_mask(small: Architecture) -> None:
+    model = CRIS(small).eval()
     image, tokens = torch.randn(1, 3, 64, 64), torch.tensor([[5, 6, 99]])
     padded = torch.nn.functional.pad(tokens, (0, 5))
     torch.testing.assert_close(model(image, tokens), model(image, padded), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_another_input_size_shares_the_weights() -> None:
-    model = CRIS(SMALL).eval()
+def test_another_input_size_shares_the_weights(small: Architecture) -> None:
+    model = CRIS(small).eval()
     larger = model.at_size(96)
     assert larger(torch.randn(1, 3, 96, 96), torch.randint(1, 100, (1, 8))).shape == (1, 1, 24, 24)
     assert larger.architecture.input_size == 96 and model.architecture.input_size == 64
     assert larger.proj.txt.weight is model.proj.txt.weight
 
 
-def test_learning_rates() -> None:
-    slow, fast = CRIS(SMALL).parameter_groups(1.0)
+def test_learning_rates(small: Architecture) -> None:
+    slow, fast = CRIS(small).parameter_groups(1.0)
     assert (slow["lr"], fast["lr"]) == (0.1, 1.0)
-    model = CRIS(SMALL)
+    model = CRIS(small)
     slow, fast = model.parameter_groups(1.0)
     assert any(parameter is model.backbone.visual.conv1.weight for parameter in slow["params"])
     assert any(parameter is model.backbone.visual.attnpool.positional_embedding for parameter in fast["params"])
@@ -110,18 +94,18 @@ def test_loss_is_the_papers() -> None:
     torch.testing.assert_close(text_to_pixel_loss(logits, mask), expected)
 
 
-def test_wrong_tensors_are_refused() -> None:
-    model = CRIS(SMALL)
+def test_wrong_tensors_are_refused(small: Architecture) -> None:
+    model = CRIS(small)
     with pytest.raises(InputError, match="multiples of 32"):
         model(torch.randn(1, 3, 50, 64), torch.ones(1, 8, dtype=torch.int64))
     with pytest.raises(InputError, match="same number of sentences"):
         model(torch.randn(2, 3, 64, 64), torch.ones(3, 8, dtype=torch.int64))
 
 
-def test_impossible_architectures_are_refused() -> None:
+def test_impossible_architectures_are_refused(small: Architecture) -> None:
     with pytest.raises(CheckpointError, match="multiple of 32"):
-        dataclasses.replace(SMALL, input_size=100)
+        dataclasses.replace(small, input_size=100)
     with pytest.raises(CheckpointError, match="decoder_heads"):
-        dataclasses.replace(SMALL, decoder_heads=7)
+        dataclasses.replace(small, decoder_heads=7)
     with pytest.raises(CheckpointError, match="word_len"):
-        dataclasses.replace(SMALL, word_len=13)
+        dataclasses.replace(small, word_len=13)

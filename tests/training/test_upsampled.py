@@ -13,22 +13,6 @@ from training.model import CRIS, Architecture
 from training.model.neck import upsample2
 from training.model.upsampled import LowResolution, shift_of_doubled
 
-SMALL = Architecture(
-    input_size=64,
-    word_len=8,
-    vision_layers=(1, 1, 1, 1),
-    vision_width=8,
-    image_resolution=64,
-    embed_dim=32,
-    vocab_size=100,
-    context_length=12,
-    text_width=32,
-    text_layers=1,
-    decoder_layers=1,
-    decoder_heads=4,
-    ffn_dim=64,
-)
-
 
 @pytest.mark.parametrize("side", [3, 4, 13])
 @torch.no_grad()
@@ -50,9 +34,9 @@ def test_a_doubled_line() -> None:
 
 @pytest.mark.parametrize("contrastive", [True, False])
 @torch.no_grad()
-def test_the_mask_decoder_is_the_same_function(contrastive: bool) -> None:
+def test_the_mask_decoder_is_the_same_function(contrastive: bool, small: Architecture) -> None:
     torch.manual_seed(0)
-    model = CRIS(dataclasses.replace(SMALL, contrastive=contrastive))
+    model = CRIS(dataclasses.replace(small, contrastive=contrastive))
     image, tokens = torch.randn(2, 3, 64, 64), torch.randint(1, 100, (2, 8))
     with torch.enable_grad():  # a few steps move the batch norms away from the identity
         for _ in range(3):
@@ -64,8 +48,8 @@ def test_the_mask_decoder_is_the_same_function(contrastive: bool) -> None:
     torch.testing.assert_close(logits, model(image, tokens), atol=1e-4, rtol=0)
 
 
-def test_the_plain_form_stays_as_it_is() -> None:
-    plain = CRIS(SMALL).deploy()[2]
+def test_the_plain_form_stays_as_it_is(small: Architecture) -> None:
+    plain = CRIS(small).deploy()[2]
     names = [name for name, _ in plain.named_modules()]
     low = plain.at_low_resolution()
     assert [name for name, _ in plain.named_modules()] == names
