@@ -25,6 +25,7 @@ Check = tuple[Callable[[Any], bool], str]
 positive: Check = (lambda value: value > 0, "above 0")
 not_negative: Check = (lambda value: value >= 0, "0 or more")
 share: Check = (lambda value: 0 <= value <= 1, "between 0 and 1")
+inside: Check = (lambda value: 0 < value < 1, "above 0 and below 1")
 below_one: Check = (lambda value: 0 <= value < 1, "0 or more and below 1")
 
 
@@ -65,6 +66,12 @@ class DataConfig(_Checked):
     )
     jitter: float = setting(
         0.0, "largest change of brightness and contrast, as a share; hue is left alone, words name colours", below_one
+    )
+    mask_target: str = setting(
+        "nearest",
+        "what a logit learns of the mask: nearest (the paper) is the pixel at four times its place; area is the share "
+        "of the object in the cell that inference draws the logit over, one half of which lies at the threshold",
+        one_of("nearest", "area"),
     )
     workers: int = setting(2, "loader processes; 0 loads in the training process", not_negative)
     prefetch: int = setting(4, "batches each worker prepares ahead", positive)
@@ -126,7 +133,7 @@ class LoopConfig(_Checked):
     log_every: int = setting(20, "steps between lines of metrics.jsonl", positive)
     checkpoint_every: int = setting(500, "steps between checkpoints", positive)
     validate_every: int = setting(2000, "steps between validations", positive)
-    threshold: float = setting(0.35, "probability above which a pixel belongs to the object, in validation", share)
+    threshold: float = setting(0.35, "probability above which a pixel belongs to the object, in validation", inside)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,7 +207,9 @@ class Trainer:
 
     def _batches(self) -> Generator[Batch, None, None]:
         data, loop = self.config.data, self.config.loop
-        transform = Transform(self.config.architecture.word_len, data.sentences_per_image, data.flip, data.jitter)
+        transform = Transform(
+            self.config.architecture.word_len, data.sentences_per_image, data.flip, data.jitter, data.mask_target
+        )
         order = Order(
             length=len(self.source),
             batch_size=loop.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,6 +15,15 @@ from training.checkpoint import load_model
 from training.config import RunConfig
 from training.data.loader import Batch
 from training.model import CRIS, text_to_pixel_loss
+
+
+def centred(logits: Tensor, mask_target: str, threshold: float) -> Tensor:
+    """Return what the loss is to see: the paper's logits as they are, those that learn areas less the threshold's.
+
+    A share of one half is the border of an object, and inference draws the border at the threshold. The network learns
+    the constant between the two; at inference nothing is added.
+    """
+    return logits - math.log(threshold / (1 - threshold)) if mask_target == "area" else logits
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, foreground_weight: float = 1.0, dice_weight: float = 0.0) -> Tensor:
@@ -71,7 +81,8 @@ class Criterion:
         """Return the loss, a float32 scalar; ``outputs`` are the logits and the (adapted) decoded features."""
         settings, start = self.config.optimizer, self.config.start
         logits, features = outputs
-        loss = segmentation_loss(logits, batch.mask, settings.foreground_weight, settings.dice_weight)
+        own = centred(logits, self.config.data.mask_target, self.config.loop.threshold)
+        loss = segmentation_loss(own, batch.mask, settings.foreground_weight, settings.dice_weight)
         if self.teacher is None:
             return loss
         with torch.no_grad(), autocast():

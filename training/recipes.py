@@ -114,7 +114,9 @@ def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
 
     def recipe() -> RunConfig:
         run = member()
-        data = DataConfig(train="scenes:train", val="scenes:val:120:1", sentences_per_image=4, workers=1)
+        data = DataConfig(
+            train="scenes:train", val="scenes:val:120:1", sentences_per_image=4, workers=1, mask_target="area"
+        )
         optimizer = replace(run.optimizer, dice_weight=0.2)
         loop = replace(
             run.loop,

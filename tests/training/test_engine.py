@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from training.checkpoint import load_model, save_model, to_public
 from training.data.loader import Batch, Order
 from training.distributed import Processes, join
 from training.engine import DivergedError, Trainer
-from training.losses import segmentation_loss
+from training.losses import centred, segmentation_loss
 from training.model import CRIS, text_to_pixel_loss
 from training.network import Network, project_taps
 
@@ -143,6 +144,15 @@ def test_the_losses_options_add_to_the_papers_loss() -> None:
     assert heavy == pytest.approx(float(paper), rel=1e-4)
     dice = [float(segmentation_loss(sign * 20 * (mask - 0.5), mask, dice_weight=1.0)) for sign in (1, -1)]
     assert dice[0] < 1e-3 and dice[1] > 1
+
+
+def test_half_an_area_is_learnt_as_the_threshold() -> None:
+    logits = torch.full((1, 1, 4, 4), math.log(0.35 / 0.65), requires_grad=True)
+    half = torch.full((1, 1, 4, 4), 0.5)
+    segmentation_loss(centred(logits, "area", 0.35), half).backward()
+    # The least loss is where inference draws the border.
+    assert logits.grad is not None and logits.grad.abs().max() < 1e-6
+    assert centred(logits, "nearest", 0.35) is logits
 
 
 def test_a_student_is_taught(tiny_run: Callable[..., Any], tmp_path: Path) -> None:

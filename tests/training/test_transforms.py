@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from cris_edge.image import Letterbox
+from cris_edge.image import Letterbox, postprocess
 from cris_edge.tokenizer import Tokenizer
 from training.data.samples import Example
-from training.data.transforms import Transform, letterbox_mask, mirrored
+from training.data.transforms import MASK_TARGETS, Transform, area_mask, letterbox_mask, mirrored
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,37 @@ def test_the_target_is_the_references_training_mask_where_the_loss_looks(shared_
             letterbox = Letterbox.fit(*truth.shape, expected.shape[0])
             found = letterbox_mask(truth, letterbox)
             np.testing.assert_allclose(found, expected[::4, ::4], atol=1e-6)
+
+
+def drawn_by_inference(target: np.ndarray, letterbox: Letterbox, threshold: float) -> np.ndarray:
+    """The mask that a network which learnt its target to the last digit would give."""
+    share = np.clip(target, 1e-6, 1 - 1e-6)
+    odds = share / (1 - share) * (threshold / (1 - threshold))
+    return postprocess(np.log(odds).astype(np.float32)[None, None], letterbox) > threshold
+
+
+@pytest.mark.parametrize("size", [128, 224, 416])
+def test_the_area_is_what_inference_draws_and_the_papers_target_is_not(size: int) -> None:
+    rng = np.random.default_rng(size)
+    found: dict[str, list[float]] = {"area": [], "nearest": []}
+    for _ in range(20):
+        truth = np.zeros((3 * size // 4, size), np.uint8)
+        place = [int(rng.integers(int(0.1 * side), int(0.9 * side))) for side in truth.shape[::-1]]
+        axes = [int(rng.integers(int(0.04 * size), int(0.12 * size))) for _ in range(2)]
+        cv2.ellipse(truth, place, axes, float(rng.integers(180)), 0, 360, 1, -1)
+        letterbox = Letterbox.fit(*truth.shape, size)
+        for name, ious in found.items():
+            mask = drawn_by_inference(MASK_TARGETS[name](truth > 0, letterbox), letterbox, 0.35)
+            ious.append(float((mask & (truth > 0)).sum() / (mask | (truth > 0)).sum()))
+    area, nearest = np.mean(found["area"]), np.mean(found["nearest"])
+    assert area > 0.9 and area > nearest + 0.05, (area, nearest)
+
+
+def test_a_mask_of_everything_has_an_area_of_one_up_to_the_border() -> None:
+    found = area_mask(np.ones((50, 50), bool), Letterbox.fit(50, 50, 96))
+    # Beyond the centre of the image's last pixel the reference's letterbox has nothing.
+    np.testing.assert_allclose(found[:-1, :-1], 1, atol=1e-6)
+    assert found.dtype == np.float32 and found.shape == (24, 24)
 
 
 def test_shapes_dtypes_and_repeated_sentences() -> None:

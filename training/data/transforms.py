@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -63,6 +65,7 @@ class Transform:
     sentences: int = 1
     flip: float = 0.0
     jitter: float = 0.0
+    mask_target: str = "nearest"
 
     def __call__(self, example: Example, size: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return ``image`` (3, S, S) float32, ``tokens`` (k, L) int64, ``mask`` (k, 1, S/4, S/4) float32 in [0, 1]."""
@@ -81,25 +84,65 @@ class Transform:
             levels = np.clip(np.arange(256) * gain + shift, 0, 255).astype(np.uint8)
             image = np.asarray(cv2.LUT(image, levels), dtype=np.uint8)
         pixels, letterbox = preprocess(image, size)
-        masks = []
+        target, masks = MASK_TARGETS[self.mask_target], []
         for i in chosen:
             truth = example.truth(i)
-            masks.append(letterbox_mask(truth[:, ::-1] if mirror else truth, letterbox))
+            masks.append(target(truth[:, ::-1] if mirror else truth, letterbox))
         return {"image": pixels[0], "tokens": _tokens(sentences, self.word_len), "mask": np.stack(masks)[:, None]}
 
 
 def letterbox_mask(truth: npt.NDArray[np.bool_], letterbox: Letterbox) -> npt.NDArray[np.float32]:
-    """Return the training target, (S/4, S/4) float32 in [0, 1].
+    """Return the paper's training target, (S/4, S/4) float32 in [0, 1].
 
     It is the truth, letterboxed linearly as the reference does, at every fourth pixel, where resizing to the logits'
     size by nearest neighbour would look: the pixels between are not computed.
     """
     sparse = np.array(letterbox.inverse, dtype=np.float64)
     sparse[:, :2] *= STRIDE
-    side = letterbox.size // STRIDE
+    return _letterboxed(truth, sparse, letterbox.size // STRIDE)
+
+
+def area_mask(truth: npt.NDArray[np.bool_], letterbox: Letterbox) -> npt.NDArray[np.float32]:
+    """Return the share of the object in the cell that each logit is drawn over, (S/4, S/4) float32 in [0, 1].
+
+    Inference spreads the logits over the input with aligned corners: logit i lies at pixel i (S - 1) / (S/4 - 1), not
+    at 4 i, where :func:`letterbox_mask` looks. The two are a pixel and a half apart in the middle of the input and
+    three at its end; and a share tells where in the cell a border runs, which one pixel of it cannot.
+    """
+    share = _averaged(_letterboxed(truth, letterbox.inverse, letterbox.size))
+    return _averaged(share.T).T
+
+
+def _letterboxed(truth: npt.NDArray[np.bool_], inverse: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.float32]:
     source = truth.astype(np.uint8) * np.uint8(255)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(source, sparse, (side, side), flags=flags, borderValue=0).astype(np.float32) / np.float32(255)
+    letterboxed = cv2.warpAffine(source, inverse, (side, side), flags=flags, borderValue=0)
+    return letterboxed.astype(np.float32) / np.float32(255)
+
+
+def _averaged(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Average rows (S, N) under each logit: (S/4, N). Not a matrix product: its threads would fight the trainer's."""
+    pixels, weights = _cells(len(rows))
+    return np.asarray(np.einsum("ck,ckn->cn", weights, rows[pixels]), dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def _cells(size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The pixels under each logit along one axis and their weights, whose sum is 1: both (S/4, 7)."""
+    count = size // STRIDE
+    step = (size - 1) / max(count - 1, 1)
+    centre = np.arange(count)[:, None] * step
+    pixel = np.round(centre).astype(np.int64) + np.arange(-3, 4)
+    low, high = np.maximum(centre - step / 2, pixel - 0.5), np.minimum(centre + step / 2, pixel + 0.5)
+    weight = np.where((pixel >= 0) & (pixel < size), np.maximum(high - low, 0), 0)
+    return np.clip(pixel, 0, size - 1), (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+
+
+MASK_TARGETS: dict[str, Callable[[npt.NDArray[np.bool_], Letterbox], npt.NDArray[np.float32]]] = {
+    "nearest": letterbox_mask,
+    "area": area_mask,
+}
+"""What ``--mask-target`` names."""
 
 
 _tokenizer: Tokenizer | None = None
