@@ -15,6 +15,7 @@ import click
 from benchmarks import paper_tables, trials
 from benchmarks.trials import Outcome, Trial
 from cris_edge.benchmark_report import table
+from cris_edge.files import write_whole
 
 Row = tuple[bool, int]
 """Contrastive learning, decoder layers."""
@@ -157,8 +158,9 @@ def main(
             for (contrastive, layers), outcome in found.items()
         }
         page = to_markdown(found, data, command)
-        trials.write_text(results / "ablation.csv", trials.to_csv(known, columns))
-        trials.write_text(results / "ablation.md", page)
+        results.mkdir(parents=True, exist_ok=True)
+        write_whole(results / "ablation.csv", trials.to_csv(known, columns))
+        write_whole(results / "ablation.md", page)
         draw(found, data, results / "ablation.png")
         return page
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError
+from cris_edge.files import write_whole
 from cris_edge.image import postprocess, preprocess
 from cris_edge.metrics import Scores, iou, overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
@@ -173,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.output:
-        options.output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_whole(options.output, json.dumps(rows, indent=2) + "\n")
     print(table(rows))
     return 0
 

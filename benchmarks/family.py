@@ -27,6 +27,7 @@ from cris_edge.benchmark import SENTENCE, drawn_image
 from cris_edge.benchmark_report import busy, device, load_average, table
 from cris_edge.bundle import GRAPHS, Bundle
 from cris_edge.errors import CheckpointError, CrisEdgeError, OptionError
+from cris_edge.files import write_whole
 from cris_edge.machine import physical_cores
 from cris_edge.spread import Spread
 from cris_edge.turns import Say, Turns, interleave
@@ -201,7 +202,7 @@ class Family:
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text)
         return [folder / name for name in contents]
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from cris_edge.errors import CrisEdgeError
+from cris_edge.files import write_whole
 from cris_edge.spread import Spread, ratio
 from cris_edge.turns import Turns
 
@@ -60,7 +61,7 @@ def conclude(
     tell("")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(to_dict(found), indent=1) + "\n", encoding="utf-8")
+        write_whole(output, json.dumps(to_dict(found), indent=1) + "\n")
     click.echo(to_text(found, markdown))
 
 

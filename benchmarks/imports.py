@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
+from benchmarks import harness
 from cris_edge.benchmark_report import busy, device, load_average, table
+from cris_edge.files import write_whole
 from cris_edge.spread import Spread, ratio
 
 # What an app writes first, the class that it then uses, and what both are held against.
@@ -51,12 +53,12 @@ def main(runs: int, output: Path | None, markdown: bool) -> None:
             for statement, spread in spreads.items()
         }
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(output, json.dumps(found, indent=1) + "\n")
     rows = [
         [
             statement,
-            f"{1e3 * spread.median:.1f} ±{500 * (spread.high - spread.low):.1f}",
-            f"{times[statement]['ratio']:.2f} ({times[statement]['low']:.2f}-{times[statement]['high']:.2f})",
+            harness.milliseconds(spread),
+            harness.times(times[statement]),
         ]
         for statement, spread in spreads.items()
     ]

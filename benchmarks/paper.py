@@ -26,6 +26,7 @@ from benchmarks.harness import tell
 from cris_edge.benchmark_report import busy, load_average, table
 from cris_edge.benchmark_report import device as machine
 from cris_edge.errors import CheckpointError, CrisEdgeError, DataError
+from cris_edge.files import write_whole
 from training.checkpoint import FORMAT, load_model, read_checkpoint
 from training.data.samples import open_source
 from training.evaluate import TorchPredictor, score
@@ -342,7 +343,7 @@ def main(
     text = json.dumps(tables.to_dict(), indent=1) if as_json else tables.to_markdown()
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        write_whole(output, text.rstrip("\n") + "\n")
     click.echo(text.rstrip("\n"))
 
 

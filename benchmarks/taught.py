@@ -15,6 +15,7 @@ import click
 from benchmarks import trials
 from benchmarks.trials import Outcome, Trial
 from cris_edge.benchmark_report import table
+from cris_edge.files import write_whole
 
 
 def plan(recipe: str, steps: int, teacher: Path, changes: Mapping[str, Any]) -> list[Trial]:
@@ -79,8 +80,9 @@ def main(
 
     def write(known: list[Outcome]) -> str:
         page = to_markdown(known, data, command)
-        trials.write_text(results / "taught.csv", trials.to_csv(known))
-        trials.write_text(results / "taught.md", page)
+        results.mkdir(parents=True, exist_ok=True)
+        write_whole(results / "taught.csv", trials.to_csv(known))
+        write_whole(results / "taught.md", page)
         return page
 
     trials.conclude(outcomes(), write)

@@ -26,6 +26,7 @@ import torch
 
 from cris_edge.benchmark_report import device as machine
 from cris_edge.errors import CrisEdgeError, OptionError
+from cris_edge.files import write_whole
 from training.checkpoint import load_model, read_checkpoint, sha256
 from training.config import RunConfig, option, override
 from training.data.samples import open_source
@@ -264,14 +265,6 @@ def titles(data: Sequence[str]) -> list[str]:
     return [name.split(":")[1] if name.startswith("scenes:") else Path(name).stem for name in data]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _train(config: RunConfig, folder: Path, processes: Processes) -> None:
     """Train to the end, from where the folder's checkpoint is."""
     last = folder / LAST
@@ -313,7 +306,7 @@ def _score(trial: Trial, folder: Path, data: Sequence[str], device: torch.device
         report = score(TorchPredictor(model, device), open_source(name, by_image=True))
         ious = [[case.index, round(case.iou, 5)] for case in report.cases]
         known["data"][name] = {"report": report.to_dict(), "ious": ious}
-        write_text(path, json.dumps(known) + "\n")
+        write_whole(path, json.dumps(known) + "\n")
         logger.info("%s: mIoU %.2f on %s", trial.label, report.scores.to_dict()["mIoU"], name)
     outcome = Outcome(trial, sum(parameter.numel() for parameter in model.parameters()), _seconds(folder))
     for name in data:
@@ -347,5 +340,4 @@ __all__ = [
     "settings",
     "titles",
     "to_csv",
-    "write_text",
 ]

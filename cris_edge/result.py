@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from cris_edge.coco import encode_rle
 from cris_edge.errors import InputError, OptionError
+from cris_edge.files import write_whole
 from cris_edge.overlay import draw_overlay
 
 _LOSSLESS = (".png",)
@@ -141,7 +141,7 @@ class Segmentation:
             raise InputError(f"an image of shape {picture.shape} does not fit into {target.suffix}: {error}") from error
         if not done:  # WebP, for instance, ends at 16,383 pixels a side
             raise InputError(f"an image of shape {picture.shape} does not fit into {target.suffix}; .png takes it")
-        _write_whole(target, encoded.tobytes())
+        write_whole(target, encoded.tobytes())
         return target
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,18 +162,3 @@ class Segmentation:
         height, width = self.mask.shape
         found = "empty" if self.empty else f"score={self.score:.2f}, box={self.box}"
         return f"<Segmentation {self.prompt!r} on {width} x {height}: {found}>"
-
-
-def _write_whole(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        # Not `tempfile`: its files are private to the user, and this one should be as any other file of theirs.
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, target)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        hint = "; create the folder first" if isinstance(error, FileNotFoundError) else ""
-        raise InputError(f"{str(target)!r} cannot be written: {reason}{hint}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

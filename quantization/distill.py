@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError, OptionError
+from cris_edge.files import naming
 from quantization.checkpoint import load_quantized, save_quantized
 from quantization.network import DeployNetwork
 from training.checkpoint import read_checkpoint
@@ -212,5 +213,5 @@ class Distillation:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.metrics is not None:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

@@ -18,6 +18,7 @@ import click
 import torch
 
 from cris_edge.errors import CrisEdgeError, OptionError
+from cris_edge.files import write_whole
 from quantization.checkpoint import load_float, save_quantized
 from quantization.distill import Settings
 from quantization.ladder import Ladder, Plan, Rung
@@ -76,7 +77,7 @@ def finetune(
     if charts is not None:
         _draw(rungs, charts, checkpoint.stem)
     save_quantized(output, best.network, report=report, **recorded)
-    output.with_name(output.name + ".report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_whole(output.with_name(output.name + ".report.json"), json.dumps(report, indent=2) + "\n")
     shutil.rmtree(work)
     return report
 
@@ -91,7 +92,7 @@ def _claim(work: Path, asked: dict[str, Any], resume: str) -> None:
             raise OptionError(f"{work} holds a run with other settings; continue with those, or remove it.")
         return
     work.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asked), encoding="utf-8")
+    write_whole(file, json.dumps(asked))
 
 
 def _draw(rungs: list[Rung], folder: Path, name: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from cris_edge.errors import OptionError
+from cris_edge.files import write_whole
 from quantization.calibration import Calibration, Part, halves
 from quantization.checkpoint import load_quantized, save_quantized
 from quantization.distill import Distillation, Settings
@@ -158,9 +159,7 @@ class Ladder:
         file = self.work / f"{name}.json"
         if not file.exists():
             found = make()
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(found), encoding="utf-8")
-            temporary.replace(file)
+            write_whole(file, json.dumps(found))
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     @property

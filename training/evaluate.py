@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError, OptionError
+from cris_edge.files import write_whole
 from cris_edge.image import postprocess, preprocess
 from cris_edge.metrics import overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_gallery(options.gallery, report, predictor, source, threshold=threshold, rows=options.rows)
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            write_whole(options.output, json.dumps(document, indent=2) + "\n")
         print(json.dumps(document, indent=2) if options.json else report.table())
     except (CrisEdgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

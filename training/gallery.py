@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cris_edge.errors import OptionError
+from cris_edge.files import write_whole
 from cris_edge.overlay import draw_overlay
 from cris_edge.tokenizer import Tokenizer
 from training.data.samples import Source
@@ -61,9 +62,9 @@ def write_gallery(
     title = f"{report.dataset} {report.split}: {len(report.cases)} sentences, mIoU {100 * report.scores.mIoU:.2f}"
     drawn = {name: list(_draw(cases, predictor, source, threshold)) for name, cases in groups.items()}
     if path.suffix == ".html":
-        path.write_text(_page(title, drawn), encoding="utf-8")
+        write_whole(path, _page(title, drawn))
     else:
-        cv2.imwrite(str(path), cv2.cvtColor(_sheet(title, drawn), cv2.COLOR_RGB2BGR))
+        write_whole(path, cv2.imencode(".png", cv2.cvtColor(_sheet(title, drawn), cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
 def _draw(cases: list[Case], predictor: Predictor, source: Source, threshold: float) -> Iterator[tuple[Case, Image]]:

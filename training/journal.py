@@ -6,12 +6,12 @@ import contextlib
 import importlib.util
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cris_edge.files import naming, write_whole
 from training.config import RunConfig
 from training.curves import draw_curves
 from training.data.loader import Batch
@@ -77,13 +77,11 @@ class Journal:
     def __init__(self, output: Path, config: RunConfig, step: int) -> None:
         self._output = output
         output.mkdir(parents=True, exist_ok=True)
-        (output / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_whole(output / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
         metrics = output / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()
-            temporary = metrics.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step), encoding="utf-8")
-            os.replace(temporary, metrics)
+            write_whole(metrics, "".join(f"{line}\n" for line in lines if _step(line) <= step))
         self._board: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -92,7 +90,8 @@ class Journal:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a line, whose ``step`` says where it belongs."""
-        with (self._output / METRICS).open("a", encoding="utf-8") as file:
+        path = self._output / METRICS
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._board is not None:
             for name, value in record.items():

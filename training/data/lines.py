@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cris_edge.errors import DataError
+from cris_edge.errors import DataError, InputError
+from cris_edge.files import write_whole
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -14,13 +15,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     Raises:
         DataError: it cannot be written; what was there before stays, and nothing else is left behind.
     """
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(
-            f"{path} could not be written ({error.strerror or error}); free some space or give another folder: what "
-            "was there before stays"
-        ) from error
+        write_whole(path, "".join(lines))
+    except InputError as error:
+        raise DataError(f"{error}; free some space or give another folder: what was there before stays") from error
