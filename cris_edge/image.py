@@ -27,6 +27,7 @@ ImageSource: TypeAlias = Any  # str | Path | bytes | NDArray[uint8] | PIL.Image.
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB scaled to [0, 1]
 STD = (0.26862954, 0.26130258, 0.27577711)
+THRESHOLD = 0.35  # of the probability, the reference implementation's
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # JPEG's own limit
 MAX_FILE_BYTES = 1 << 30

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cris_edge.coco import encode_rle
 from cris_edge.errors import InputError, OptionError
 from cris_edge.files import write_whole
+from cris_edge.image import THRESHOLD
 from cris_edge.overlay import draw_overlay
 
 _LOSSLESS = (".png",)
@@ -50,7 +51,7 @@ class Segmentation:
         image: NDArray[np.uint8],
         prompt: str,
         *,
-        threshold: float = 0.35,
+        threshold: float = THRESHOLD,
         timings: Mapping[str, float] | None = None,
     ) -> None:
         if not math.isfinite(threshold):

@@ -12,7 +12,7 @@ import torch
 from cris_edge.errors import CheckpointError
 from quantization.network import GRAPHS, DeployNetwork
 from quantization.quantizers import describe, place
-from training.checkpoint import load_model, read_checkpoint, write_atomically
+from training.checkpoint import load_model, read_checkpoint, recorded, write_atomically
 from training.model import CRIS, Architecture
 
 FORMAT = "cris-edge-quantized"
@@ -76,8 +76,7 @@ def load_float(path: Path, **given: int | None) -> tuple[DeployNetwork, dict[str
             f"{path} is quantized already; give the float checkpoint that it was made from (--checkpoint)."
         )
     model = load_model(path, **given)
-    recorded = {key: content[key] for key in ("recipe", "description") if isinstance(content.get(key), str)}
-    return deploy(model), recorded
+    return deploy(model), recorded(content)
 
 
 def deploy(model: CRIS) -> DeployNetwork:

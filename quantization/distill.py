@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import naming
+from cris_edge.image import THRESHOLD
 from quantization.checkpoint import load_quantized, save_quantized
 from quantization.network import DeployNetwork
 from training.checkpoint import read_checkpoint
 from training.data.loader import Batch, Examples, Order, batches
 from training.data.samples import Source
 from training.data.transforms import Transform
+from training.losses import centred
 from training.model import text_to_pixel_loss
 
 logger = logging.getLogger("cris_edge.quantization")
@@ -45,6 +47,8 @@ class Settings:
         sentences: Sentences for each image.
         learning_rate: Of weights, at the first step; falls to 0 along a cosine.
         scale_rate: Of the quantizers' scales, relative to `learning_rate`.
+        mask_target: What the float network's logits learnt of the masks; `quantization.finetune` reads it from the
+            checkpoint.
         mask_weight: Of the loss with the masks; the loss with the float network's probabilities has weight 1.
         seed: Of order and sentences.
         workers: Loader processes.
@@ -57,6 +61,7 @@ class Settings:
     sentences: int = 2
     learning_rate: float = 2e-5
     scale_rate: float = 20.0
+    mask_target: str = "nearest"
     mask_weight: float = 0.5
     seed: int = 0
     workers: int = 1
@@ -180,11 +185,12 @@ class Distillation:
         """Divergence from the teacher's probabilities, 0 at best, and the paper's loss with the masks."""
         distilled = F.binary_cross_entropy_with_logits(logits, target)
         least = F.binary_cross_entropy(target, target)
-        return distilled - least + self.settings.mask_weight * text_to_pixel_loss(logits, mask)
+        own = centred(logits, self.settings.mask_target, THRESHOLD)
+        return distilled - least + self.settings.mask_weight * text_to_pixel_loss(own, mask)
 
     def _batches(self) -> Iterator[Batch]:
         settings, architecture = self.settings, self.student.architecture
-        transform = Transform(architecture.word_len, settings.sentences)
+        transform = Transform(architecture.word_len, settings.sentences, mask_target=settings.mask_target)
         size = architecture.input_size
         order = Order(
             length=len(self.source),

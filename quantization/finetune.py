@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def finetune(
     source = open_source(data, by_image=True)
     labelled = open_source(val, by_image=True)
     bare, recorded = load_float(checkpoint, **given)
+    tuning = replace(plan.tuning, mask_target=recorded.get("mask_target", plan.tuning.mask_target))
+    plan = replace(plan, tuning=tuning)
     asked = {"checkpoint": sha256(checkpoint), "data": data, "val": val, "plan": plan.to_dict()}
     _claim(work, asked, resume)
     metrics = output.with_name(output.name + ".metrics.jsonl")

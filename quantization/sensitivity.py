@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError
-from cris_edge.image import postprocess, preprocess
+from cris_edge.image import THRESHOLD, postprocess, preprocess
 from cris_edge.metrics import iou
 from cris_edge.tokenizer import Tokenizer
 from quantization.layout import groups
@@ -32,8 +32,6 @@ from quantization.quantizers import FakeQuantizer
 from training.data.samples import Example, Source
 
 logger = logging.getLogger("cris_edge.quantization")
-
-THRESHOLD = 0.35
 
 Groups = dict[str, list[FakeQuantizer]]
 

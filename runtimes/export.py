@@ -27,7 +27,7 @@ from tqdm import tqdm
 from cris_edge.backends import registry
 from cris_edge.bundle import BundleWriter, embedded
 from cris_edge.errors import CrisEdgeError, ExportError, OptionError, RuntimeMissingError
-from cris_edge.image import MEAN, STD
+from cris_edge.image import MEAN, STD, THRESHOLD
 from cris_edge.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.tokenizer import Tokenizer
 from runtimes import npu_rules, onnx_graph, qnn, socs
@@ -38,7 +38,7 @@ from runtimes.lowering import LOWERINGS, Lowering
 from runtimes.network import Array, Network, example_inputs
 from runtimes.parity import Reference, check, compiled
 from runtimes.probes import Probes, draw, free_photos
-from runtimes.subject import THRESHOLD, Subject, entry, open_subject
+from runtimes.subject import Subject, entry, open_subject
 from training.checkpoint import sha256
 from training.data.samples import Source, open_source
 from training.evaluate import Predictor

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cris_edge.errors import ExportError, OptionError
+from cris_edge.image import THRESHOLD
 from quantization.checkpoint import is_quantized, load_float, load_quantized
 from quantization.network import DeployNetwork
 from quantization.network import Predictor as DeployPredictor
@@ -19,13 +20,11 @@ from runtimes import onnx_graph, quantized
 from runtimes.network import Array, DeployModule
 from runtimes.parity import Reference, check_deploy, check_storage, state_reduced
 from runtimes.probes import Probes
-from training.checkpoint import load_model, read_checkpoint, sha256
+from training.checkpoint import load_model, read_checkpoint, recorded, sha256
 from training.data.samples import Source
 from training.evaluate import Predictor, TorchPredictor, score
 from training.model import Architecture
 from training.model.deploy import DeployMaskDecoder
-
-THRESHOLD = 0.35  # of the reference implementation
 
 Metrics = dict[str, Any]
 
@@ -80,20 +79,20 @@ def open_subject(checkpoint: Path, precision: str, *, before: Path | None = None
         )
     if precision == "int8":
         return QuantizedSubject(checkpoint, before)
-    recorded = {key: content[key] for key in ("recipe", "description") if isinstance(content.get(key), str)}
+    said = recorded(content)
     del content
-    return FloatSubject(checkpoint, recorded, half=precision == "fp16", **given)
+    return FloatSubject(checkpoint, said, half=precision == "fp16", **given)
 
 
 class FloatSubject:
     """A network in float; `half`: its weights are stored as float16."""
 
-    def __init__(self, checkpoint: Path, recorded: Mapping[str, str], *, half: bool, **given: int | None) -> None:
+    def __init__(self, checkpoint: Path, said: Mapping[str, str], *, half: bool, **given: int | None) -> None:
         self._model = load_model(checkpoint, **given)
         self._half = half
         self._reference: Reference | None = None
         self._last: tuple[int, onnx.ModelProto] | None = None
-        self.architecture, self.recorded = self._model.architecture, recorded
+        self.architecture, self.recorded = self._model.architecture, said
         self.modules: Sequence[DeployModule] = ()
 
     def metrics(self, source: Source | None) -> list[Metrics]:
@@ -148,7 +147,7 @@ class QuantizedSubject:
         self._checkpoint = checkpoint
         self._before = before
         self.architecture = network.architecture
-        self.recorded = {key: extra[key] for key in ("recipe", "description") if isinstance(extra.get(key), str)}
+        self.recorded = recorded(extra)
         self.modules: Sequence[Any] = tuple(network.graphs.values())
 
     def metrics(self, source: Source | None) -> list[Metrics]:

@@ -86,6 +86,11 @@ def save_model(path: str | os.PathLike[str], model: CRIS, **extra: Any) -> None:
     write_atomically(path, content)
 
 
+def recorded(content: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint says about itself in words: its recipe, a description, what its logits learnt of the masks."""
+    return {key: content[key] for key in ("recipe", "description", "mask_target") if isinstance(content.get(key), str)}
+
+
 def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """``torch.save`` into a temporary file beside `path`, flushed to disk, then renamed: whole or not there at all."""
     path = Path(path)

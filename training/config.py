@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cris_edge.errors import OptionError
+from cris_edge.image import THRESHOLD
 from training.model import Architecture
 
 Check = tuple[Callable[[Any], bool], str]
@@ -133,7 +134,7 @@ class LoopConfig(_Checked):
     log_every: int = setting(20, "steps between lines of metrics.jsonl", positive)
     checkpoint_every: int = setting(500, "steps between checkpoints", positive)
     validate_every: int = setting(2000, "steps between validations", positive)
-    threshold: float = setting(0.35, "probability above which a pixel belongs to the object, in validation", inside)
+    threshold: float = setting(THRESHOLD, "probability above which a pixel is the object's, in validation", inside)
 
 
 @dataclass(frozen=True, kw_only=True)

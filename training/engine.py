@@ -140,6 +140,12 @@ class Trainer:
         self.processes.barrier()
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """What every checkpoint says about itself."""
+        config = self.config
+        return {"recipe": config.name, "mask_target": config.data.mask_target, "step": self.state.step}
+
+    @property
     def averaged(self) -> CRIS:
         """The weights to use: averaged ones where the run keeps them."""
         return self.ema.model if self.ema is not None else self.model
@@ -264,8 +270,7 @@ class Trainer:
             state.best = (size, scores["mIoU"])
             if self.processes.first:
                 data = {"dataset": self.val.name, "split": self.val.split}
-                extra = {"metrics": {**data, **scores}, "recipe": self.config.name, "step": state.step}
-                save_model(self.output / BEST, self.averaged, **extra)
+                save_model(self.output / BEST, self.averaged, **self.recorded, metrics={**data, **scores})
         return result
 
     @contextlib.contextmanager

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import write_whole
-from cris_edge.image import postprocess, preprocess
+from cris_edge.image import THRESHOLD, postprocess, preprocess
 from cris_edge.metrics import overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
 from training.checkpoint import load_model
@@ -114,7 +114,7 @@ def score(
     predictor: Predictor,
     source: Source,
     *,
-    threshold: float = 0.35,
+    threshold: float = THRESHOLD,
     limit: int | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> Report:
@@ -165,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--threads", type=int, help="CPU threads")
     result.add_argument("--device", help="cpu, cuda, or what the runtime calls it")
     result.add_argument("--precision", help="PyTorch: float32 (default), bfloat16, float16; a bundle: the runtime's")
-    result.add_argument("--threshold", type=float, help="of the probability (default: the bundle's, else 0.35)")
+    result.add_argument("--threshold", type=float, help=f"of the probability (default: the bundle's, else {THRESHOLD})")
     result.add_argument("--limit", type=int, help="score the first so many images")
     result.add_argument("--input-size", type=int, help="of a public checkpoint, in pixels (416)")
     result.add_argument(
@@ -230,7 +230,7 @@ def _open(options: argparse.Namespace) -> tuple[Predictor, float]:
     def autocast() -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
-    threshold = 0.35 if options.threshold is None else options.threshold
+    threshold = THRESHOLD if options.threshold is None else options.threshold
     return TorchPredictor(model.to(device), device, autocast=autocast, precision=precision), threshold
 
 

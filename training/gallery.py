@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cris_edge.errors import OptionError
 from cris_edge.files import write_whole
+from cris_edge.image import THRESHOLD
 from cris_edge.overlay import draw_overlay
 from cris_edge.tokenizer import Tokenizer
 from training.data.samples import Source
@@ -35,7 +36,7 @@ def write_gallery(
     predictor: Predictor,
     source: Source,
     *,
-    threshold: float = 0.35,
+    threshold: float = THRESHOLD,
     rows: int = 8,
     seed: int = 0,
 ) -> None:

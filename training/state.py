@@ -81,7 +81,7 @@ def save_state(path: Path, trainer: Trainer) -> None:
         "config": trainer.config.to_dict(),
         "world": trainer.processes.world,
     }
-    save_model(path, trainer.averaged, recipe=trainer.config.name, step=state.step, training=_plain(content))
+    save_model(path, trainer.averaged, **trainer.recorded, training=_plain(content))
 
 
 def restore(path: Path, trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError
 from cris_edge.tokenizer import Tokenizer
-from training.checkpoint import load_model, read_checkpoint, save_model
+from training.checkpoint import load_model, read_checkpoint, recorded, save_model
 from training.data.samples import Source, open_source
 from training.model import CRIS
 
@@ -54,9 +54,9 @@ def main(checkpoint: Path, data: str, output: Path) -> None:
     try:
         model = load_model(checkpoint)
         forgotten = forget_unseen(model, seen_tokens(open_source(data, by_image=True), model.architecture.word_len))
-        recorded = read_checkpoint(checkpoint)
-        kept = {key: recorded[key] for key in ("recipe", "step", "metrics") if key in recorded}
-        save_model(output, model, **kept)
+        content = read_checkpoint(checkpoint)
+        kept = {key: content[key] for key in ("step", "metrics") if key in content}
+        save_model(output, model, **recorded(content), **kept)
     except CrisEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

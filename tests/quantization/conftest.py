@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.proj.parameters():
             parameter.mul_(4)
     path = tmp_path_factory.mktemp("float") / "float.pt"
-    save_model(path, model, recipe="test", description="Random weights.")
+    save_model(path, model, recipe="test", description="Random weights.", mask_target="area")
     return path
 
 

@@ -24,6 +24,7 @@ def test_the_first_rung_that_suffices_is_the_last(checkpoint: Path, data: Path, 
     assert report["reached"] and report["rung"] == "post-training"
     assert [rung["rung"] for rung in report["rungs"]] == ["post-training"]
     assert len(report["rungs"][0]["tried"]) == 3
+    assert report["plan"]["tuning"]["mask_target"] == "area"  # as the checkpoint says
     network, extra = load_quantized(tmp_path / "int8.pt")
     assert any(network.quantizers())
     assert extra["report"]["drop"] == report["drop"] and extra["description"] == "Random weights."

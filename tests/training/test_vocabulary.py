@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from cris_edge.tokenizer import Tokenizer
-from training.checkpoint import load_model, save_model
+from training.checkpoint import load_model, read_checkpoint, recorded, save_model
 from training.data.samples import open_source
 from training.model import CRIS, Architecture
 from training.vocabulary import main, seen_tokens
@@ -33,7 +33,7 @@ DATA = "scenes:train:4:3"
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    save_model(tmp_path / "trained.pt", CRIS(SMALL), recipe="a test")
+    save_model(tmp_path / "trained.pt", CRIS(SMALL), recipe="a test", mask_target="area")
     return tmp_path / "trained.pt"
 
 
@@ -42,6 +42,7 @@ def test_known_sentences_mean_what_they_meant(checkpoint: Path, tmp_path: Path) 
     arguments = ["--checkpoint", str(checkpoint), "--data", DATA, "--output", str(output)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
+    assert recorded(read_checkpoint(output)) == {"recipe": "a test", "mask_target": "area"}
     before, after = load_model(checkpoint), load_model(output)
     known = open_source(DATA, by_image=True).load(0, 128).sentences[0]
     image = torch.randn(1, 3, 64, 64)

@@ -223,9 +223,10 @@ class DeployTextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, self.causal)
         words = self.ln_final(x)  # (B, L, C)
-        # The row at the end token, the largest id, picked by a product: gathering rows is not for every device.
+        # The row at the end token, the largest id, picked by a weighted sum: gathering rows is not for every device,
+        # and a matrix product keeps fewer bits of it on an NPU in 16 bits (docs/npu.md).
         end = (self.order == tokens.argmax(dim=1, keepdim=True)).to(words.dtype)  # (B, L)
-        sentence = self.text_projection(torch.matmul(end.unsqueeze(1), words).squeeze(1))  # (B, E)
+        sentence = self.text_projection((end.unsqueeze(2) * words).sum(1))  # (B, E)
 
         outputs = [F.relu(self.txt_proj(sentence))[:, :, None, None] * self.gate_scale]
         if len(self.key_projections):
