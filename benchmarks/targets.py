@@ -1,6 +1,6 @@
 """``python -m benchmarks.targets``: what a network would score that learnt its training masks to the last digit.
 
-No network runs: each mask is turned into what the logits are to learn (``--mask-target``), and that into a mask again as
+No network runs: each mask becomes what the logits are to learn (``--mask-target``), and that becomes a mask again as
 inference does it. What is lost on the way, no training can win back.
 """
 

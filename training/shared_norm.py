@@ -6,10 +6,32 @@ processes by differentiable all-reduces, which gloo can do; every process must h
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over all processes; every process gets it, so every process's gradient flows back to each.
+
+    PyTorch's own differentiable collectives are deprecated in one place and private in the other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _mean(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _mean(gradients[0])
+
+
+def _mean(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 class _Shared(nn.modules.batchnorm._BatchNorm):
@@ -23,15 +45,14 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
         """(B, C, ...) -> the same, normalized over the B of all processes in training mode."""
         if not self.training:
             return super().forward(input)
-        world = dist.get_world_size()
         axes = [axis for axis in range(input.ndim) if axis != 1]
         values = input.float()
         shape = [1, -1] + [1] * (input.ndim - 2)
-        mean: Tensor = all_reduce(values.mean(axes)) / world  # type: ignore[no-untyped-call]
+        mean: Tensor = _Mean.apply(values.mean(axes))  # type: ignore[no-untyped-call]
         values = values - mean.view(shape)
         # A second exchange: the mean of squares less the squared mean would lose half of the digits.
-        variance: Tensor = all_reduce(values.square().mean(axes)) / world  # type: ignore[no-untyped-call]
-        count = values.numel() // values.shape[1] * world
+        variance: Tensor = _Mean.apply(values.square().mean(axes))  # type: ignore[no-untyped-call]
+        count = values.numel() // values.shape[1] * dist.get_world_size()
         with torch.no_grad():
             momentum = self.momentum or 0.0
             assert self.running_mean is not None and self.running_var is not None

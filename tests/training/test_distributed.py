@@ -25,7 +25,7 @@ def torchrun(arguments: list[str], processes: int = 2) -> None:
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
         environment = {**os.environ, **{name: str(value) for name, value in place.items()}, "MASTER_PORT": str(port)}
-        command = [sys.executable, "-m", "training.train", *arguments]
+        command = [sys.executable, "-W", "error::FutureWarning", "-m", "training.train", *arguments]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for process in started:
         _, errors = process.communicate(timeout=240)
