@@ -43,7 +43,7 @@ def write_gallery(
     """Write image, truth and prediction of the best, worst and ``rows`` random cases each.
 
     Args:
-        path: ends in ``.html`` (one file, images inside) or ``.png``.
+        path: ends in ``.html`` (one file, images inside), ``.png`` or ``.jpg``.
         report: of the same predictor and source.
         predictor: what gives the logits.
         source: where the cases are.
@@ -54,8 +54,8 @@ def write_gallery(
     Raises:
         OptionError: the path ends otherwise.
     """
-    if path.suffix not in (".html", ".png"):
-        raise OptionError(f"the gallery {path} ends in {path.suffix!r}; expected .html or .png.")
+    if path.suffix not in (".html", ".png", ".jpg"):
+        raise OptionError(f"the gallery {path} ends in {path.suffix!r}; expected .html, .png or .jpg.")
     ordered = sorted(report.cases, key=lambda case: case.iou)
     random = np.random.default_rng(seed).permutation(len(ordered))[:rows]
     groups = {"Worst": ordered[:rows], "Random": [ordered[i] for i in random], "Best": ordered[::-1][:rows]}
@@ -65,7 +65,7 @@ def write_gallery(
     if path.suffix == ".html":
         write_whole(path, _page(title, drawn))
     else:
-        write_whole(path, cv2.imencode(".png", cv2.cvtColor(_sheet(title, drawn), cv2.COLOR_RGB2BGR))[1].tobytes())
+        write_whole(path, cv2.imencode(path.suffix, cv2.cvtColor(_sheet(title, drawn), cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
 def _draw(cases: list[Case], predictor: Predictor, source: Source, threshold: float) -> Iterator[tuple[Case, Image]]:

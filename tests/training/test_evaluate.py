@@ -138,7 +138,7 @@ def test_the_command_scores_a_checkpoint_and_draws_a_gallery(
 
     save_model(tmp_path / "model.pt", CRIS(tiny_run().architecture))
     command = ["--checkpoint", str(tmp_path / "model.pt"), "--data", str(discs), "--device", "cpu", "--limit", "4"]
-    page, sheet = tmp_path / "cases.html", tmp_path / "cases.png"
+    page = tmp_path / "cases.html"
     output = ["--output", str(tmp_path / "report.json"), "--rows", "2"]
     assert main([*command, *output, "--gallery", str(page)]) == 0
     assert "16 sentences, 4 images; pytorch, float32" in capsys.readouterr().out
@@ -146,11 +146,12 @@ def test_the_command_scores_a_checkpoint_and_draws_a_gallery(
     assert set(report) >= {"dataset", "split", "runtime", "precision", "mIoU", "oIoU", "Pr@50", "Pr@90", "intervals"}
     text = page.read_text()
     assert text.count("<figure>") == 6 and text.count("data:image/jpeg;base64,") == 6 and "http" not in text
-    assert main([*command, "--gallery", str(sheet)]) == 0
-    assert cv2.imread(str(sheet)).shape[1] >= 720
+    for sheet in (tmp_path / "cases.png", tmp_path / "cases.jpg"):
+        assert main([*command, "--gallery", str(sheet)]) == 0
+        assert cv2.imread(str(sheet)).shape[1] >= 720
     capsys.readouterr()
     assert main([*command, "--gallery", str(tmp_path / "cases.gif")]) == 1
-    assert "expected .html or .png" in capsys.readouterr().err
+    assert "expected .html, .png or .jpg" in capsys.readouterr().err
     assert main([*command, "--precision", "int3"]) == 1
     assert main(["--checkpoint", str(discs), "--data", str(discs)]) == 1
 
