@@ -172,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
         "--word-len", type=int, help="of a public checkpoint: 17 for RefCOCO and RefCOCO+, 22 for G-Ref"
     )
     result.add_argument("--decoder-heads", type=int, help="of a public checkpoint (8)")
-    result.add_argument("--gallery", type=Path, help="write best, worst and random cases to this .html, .png or .jpg file")
+    result.add_argument("--gallery", type=Path, help="write best, worst and random cases to this .html, .png or .jpg")
     result.add_argument("--rows", type=int, default=8, help="cases of each kind in the gallery")
     result.add_argument("--output", type=Path, help="write the report as JSON to this file")
     result.add_argument("--json", action="store_true", help="print the report as JSON")

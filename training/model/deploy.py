@@ -224,9 +224,10 @@ class DeployTextEncoder(nn.Module):
             x = block(x, self.causal)
         words = self.ln_final(x)  # (B, L, C)
         # The row at the end token, the largest id, picked by a weighted sum: gathering rows is not for every device,
-        # and a matrix product keeps fewer bits of it on an NPU in 16 bits (docs/npu.md).
+        # and a matrix product keeps fewer bits of it on an NPU in 16 bits (docs/npu.md). The sum keeps its dimension,
+        # because OpenVINO 2026.4.1 fuses one that does not with SmoothQuant's factors, and then multiplies wrongly.
         end = (self.order == tokens.argmax(dim=1, keepdim=True)).to(words.dtype)  # (B, L)
-        sentence = self.text_projection((end.unsqueeze(2) * words).sum(1))  # (B, E)
+        sentence = self.text_projection((end.unsqueeze(2) * words).sum(1, keepdim=True).squeeze(1))  # (B, E)
 
         outputs = [F.relu(self.txt_proj(sentence))[:, :, None, None] * self.gate_scale]
         if len(self.key_projections):
