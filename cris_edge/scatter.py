@@ -122,7 +122,7 @@ def _ticks_in_ratios(low: float, high: float) -> list[float]:
 
 def _ticks_in_steps(low: float, high: float) -> list[float]:
     """Round numbers in equal steps, about five, from below `low` to above `high`."""
-    span = max(high - low, 1e-3 * abs(high), 1e-9)
+    span = max(high - low, 0.05 * abs(high), 1e-9)  # differences that mean nothing are not to fill the picture
     size = 10.0 ** floor(log10(span / 4))
     step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= span / 4)
     first, last = floor(low / step - 0.15), floor(high / step + 0.15) + 1
