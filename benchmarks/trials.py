@@ -295,6 +295,7 @@ def _score(trial: Trial, folder: Path, data: Sequence[str], device: torch.device
     """Score on what was not scored yet with these weights."""
     checkpoint = trial.checkpoint or folder / LAST
     model = load_model(checkpoint).to(device)
+    folder.mkdir(parents=True, exist_ok=True)  # nothing was trained here where the checkpoint was given
     path, digest = folder / SCORES, sha256(checkpoint)
     known: dict[str, Any] = {"checkpoint": digest, "data": {}}
     if path.exists():
