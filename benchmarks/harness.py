@@ -19,23 +19,32 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Found = TypeVar("Found")
 
 
-def options(*, seconds: float, runs: int = 50) -> Callable[[Command], Command]:
-    """The options that every measuring command takes; `seconds` and `runs` are their defaults."""
-    file = click.Path(dir_okay=False, path_type=Path)
-    given = [
-        click.option("--threads", type=click.IntRange(min=1), help="Of all of them.  [default: the physical cores]"),
-        click.option("--runs", default=runs, show_default=True, help="Turns of each at least."),
-        click.option("--seconds", default=seconds, show_default=True, help="For each, about."),
-        click.option("--output", type=file, help="JSON file to write."),
-        click.option("--markdown", is_flag=True, help="Tables for a page."),
-    ]
+def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Decorators as one, in the order in which they would stand above a function."""
 
     def add(command: Command) -> Command:
-        for option in reversed(given):
-            command = option(command)
+        for decorate in reversed(decorators):
+            command = decorate(command)
         return command
 
     return add
+
+
+written = together(
+    click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write."),
+    click.option("--markdown", is_flag=True, help="Tables for a page."),
+)
+"""The options of `conclude`."""
+
+
+def options(*, seconds: float, runs: int = 50) -> Callable[[Command], Command]:
+    """The options of commands that take turns, and `written`; `seconds` and `runs` are their defaults."""
+    return together(
+        click.option("--threads", type=click.IntRange(min=1), help="Of all of them.  [default: the physical cores]"),
+        click.option("--runs", default=runs, show_default=True, help="Turns of each at least."),
+        click.option("--seconds", default=seconds, show_default=True, help="For each, about."),
+        written,
+    )
 
 
 def tell(line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import click
 
 from benchmarks import harness
 from cris_edge.benchmark_report import busy, device, load_average, table
-from cris_edge.files import write_whole
 from cris_edge.spread import Spread, ratio
 
 # What an app writes first, the class that it then uses, and what both are held against.
@@ -37,33 +35,33 @@ def measure(statements: Sequence[str] = STATEMENTS, *, runs: int = 30) -> dict[s
     return found
 
 
+def found(runs: int) -> dict[str, Any]:
+    """What was measured, ready for JSON."""
+    before, blocks = load_average(), measure(runs=runs)
+    statements = {
+        statement: {"seconds": Spread.of(values).to_dict(), "against_base": ratio(blocks[BASE], values)}
+        for statement, values in blocks.items()
+    }
+    return {"machine": device(), "load_before": before, "base": BASE, "statements": statements}
+
+
+def to_text(found: dict[str, Any], markdown: bool = False) -> str:
+    """A table for people."""
+    rows = [
+        [statement, harness.milliseconds(row["seconds"]), harness.times(row["against_base"])]
+        for statement, row in found["statements"].items()
+    ]
+    names = ["a new process", "ms", f"times {found['base']}"]
+    parts = [found["machine"]["processor"], table(names, rows, markdown=markdown)]
+    return "\n\n".join([*parts, *busy(found["load_before"])])
+
+
 @click.command(help=__doc__)
 @click.option("--runs", type=click.IntRange(min=1), default=30, show_default=True, help="Processes for each statement.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
-@click.option("--markdown", is_flag=True, help="Tables for a page.")
+@harness.written
 def main(runs: int, output: Path | None, markdown: bool) -> None:
     """Read the command line."""
-    before, blocks = load_average(), measure(runs=runs)
-    spreads = {statement: Spread.of(values) for statement, values in blocks.items()}
-    times = {statement: ratio(blocks[BASE], values) for statement, values in blocks.items()}
-    if output is not None:
-        found: dict[str, Any] = {"machine": device(), "load_before": before, "base": BASE}
-        found["statements"] = {
-            statement: {"seconds": spread.to_dict(), "against_base": times[statement]}
-            for statement, spread in spreads.items()
-        }
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, json.dumps(found, indent=1) + "\n")
-    rows = [
-        [
-            statement,
-            harness.milliseconds(spread),
-            harness.times(times[statement]),
-        ]
-        for statement, spread in spreads.items()
-    ]
-    parts = [device()["processor"], table(["a new process", "ms", f"times {BASE}"], rows, markdown=markdown)]
-    click.echo("\n\n".join([*parts, *busy(before)]))
+    harness.conclude(lambda: found(runs), to_dict=dict, to_text=to_text, output=output, markdown=markdown)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,7 @@ def to_text(rows: Sequence[dict[str, Any]], markdown: bool = False) -> str:
 @click.command(help=__doc__)
 @click.option("--data", multiple=True, default=(SCENES,), show_default=True, help="Labelled data; may be several.")
 @click.option("--size", "sizes", multiple=True, type=int, default=SIZES, show_default=True, help="Of the input.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
-@click.option("--markdown", is_flag=True, help="A table for a page.")
+@harness.written
 def main(data: tuple[str, ...], sizes: tuple[int, ...], output: Path | None, markdown: bool) -> None:
     """Read the command line."""
     harness.conclude(

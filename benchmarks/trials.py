@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 # OpenMP's threads spin while they wait, which slows training beside anything else; read when PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,6 +24,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.harness import Command, together
 from cris_edge.benchmark_report import device as machine
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import write_whole
@@ -140,13 +141,10 @@ def run(trials: Sequence[Trial], output: Path, data: Sequence[str], *, device: s
         yield _score(trial, folder, data, processes.device)
 
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
 def options(recipe_of: str) -> Callable[[Command], Command]:
     """The options that every comparison of trainings takes; `recipe_of` says whose recipe it is."""
     folder = click.Path(file_okay=False, path_type=Path)
-    given = [
+    return together(
         click.option("--output", type=folder, required=True, help="Folder of the runs."),
         click.option("--recipe", default="nano-scenes", show_default=True, help=recipe_of),
         click.option("--steps", type=click.IntRange(min=1), required=True, help="Of each run."),
@@ -161,14 +159,7 @@ def options(recipe_of: str) -> Callable[[Command], Command]:
             default=Path(__file__).parent / "results",
             help="Folder for the tables.  [default: benchmarks/results]",
         ),
-    ]
-
-    def add(command: Command) -> Command:
-        for decorate in reversed(given):
-            command = decorate(command)
-        return command
-
-    return add
+    )
 
 
 def said(data: Sequence[str], given: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from cris_edge import __version__, machine
 from cris_edge.bundle import GRAPHS, MANIFEST, Bundle
+from cris_edge.files import write_whole
 from cris_edge.scatter import Point, draw
 from cris_edge.spread import Spread
 
@@ -183,7 +184,7 @@ class Report:
             contents["benchmark.svg"] = picture
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text)
         return [folder / name for name in contents]
 
     def to_svg(self) -> str | None:
