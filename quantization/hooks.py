@@ -39,7 +39,7 @@ def load() -> ModuleType:
         raise RuntimeMissingError(
             f'NNCF is not installed ({error.name} is missing); install it with pip install -e ".[quantize]".'
         ) from None
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function would set the level of others' handlers, too
     for name in ("QuantizedFunctionsCPU", "QuantizedFunctionsCUDA"):
         if "_loaded_namespace" in vars(getattr(extensions, name, None) or object):
             getattr(extensions, name)._loaded_namespace = _Arithmetic
