@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,7 +93,8 @@ class Engine:
             runtime = self._runtime
             if isinstance(runtime, str):
                 self._bundle.graph_files(runtime)  # whether it is there at all, before the runtime is loaded
-                backend = registry.create(runtime, self._options)
+                quantized = self._bundle.manifest.precision == "int8"
+                backend = registry.create(runtime, replace(self._options, quantized=quantized))
             else:
                 backend = runtime
             files, specs = self._bundle.graph_files(backend.name), self._bundle.manifest.graphs

@@ -41,8 +41,8 @@ class Segmenter:
         runtime: "openvino", "onnxruntime", or one that another package registered; "auto" takes the best one that is
             installed and that the model holds, and `info` says which and why; or a `Backend` object.
         device: As the runtime names it: "CPU", "GPU", "NPU", "AUTO", "CUDA", …
-        precision: "auto" is the device's own choice, on a CPU with bfloat16 arithmetic OpenVINO's is that; "float32"
-            forces it; "bfloat16", "float16" where the device has them.
+        precision: "auto" is the device's own choice, on a CPU with bfloat16 arithmetic OpenVINO's is that, but for int8
+            models; "float32" forces it; "bfloat16", "float16" where the device has them.
         threads: Of the processor; None leaves it to the runtime.
         hint: "latency" for one call at a time, "throughput" for several at once.
         cache_dir: Where compiled graphs and the record of verified files are kept, so that the next start is faster:

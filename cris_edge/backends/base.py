@@ -34,6 +34,8 @@ class BackendOptions:
         threads: Of the processor, 1 to the cores that this process may use; None leaves it to the runtime.
         hint: "latency" for one call at a time; "throughput" for several at once, each a little slower.
         cache_dir: Folder for what the runtime compiled, or None.
+        quantized: Whether the graphs are in int8: what is between the integers need not be as fast then, so that
+            "auto" may be the precision that loses nothing.
         extra: Settings of one runtime alone; a runtime that does not know one refuses it.
     """
 
@@ -42,6 +44,7 @@ class BackendOptions:
     threads: int | None = None
     hint: str = "latency"
     cache_dir: Path | None = None
+    quantized: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

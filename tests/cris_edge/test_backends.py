@@ -125,6 +125,14 @@ def test_openvino_says_that_it_computes_in_bfloat16_where_it_does(bundle: Bundle
     assert (run(given)["logits"] == asked(given)["logits"]).all()
 
 
+def test_openvino_computes_in_float32_around_integers_unless_asked_otherwise(bundle: Bundle) -> None:
+    pytest.importorskip("openvino")
+    assert compiled(bundle, "openvino", quantized=True)[0].info.precision == "float32"
+    if "bfloat16" in next(d.precisions for d in registry.describe("openvino").devices if d.name == "CPU"):
+        asked = compiled(bundle, "openvino", quantized=True, precision="bfloat16")[0]
+        assert asked.info.precision == "bfloat16"
+
+
 def test_openvino_accepts_no_precision_that_it_would_replace(bundle: Bundle) -> None:
     pytest.importorskip("openvino")
     if "float16" in next(device.precisions for device in registry.describe("openvino").devices if device.name == "CPU"):
