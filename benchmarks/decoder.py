@@ -57,7 +57,7 @@ class Exporter:
         tokens = np.arange(1, sizes.word_len + 1)[None]
         inputs = example_inputs(modules, image, tokens)["mask_decoder"]
         plain = modules[2]
-        forms = [("plain", plain, 1), *(("low-resolution", plain.at_low_resolution(), batch) for batch in batches)]
+        forms = [("plain", plain, 1), *(("low-resolution", plain.at_resolution("low"), batch) for batch in batches)]
         told = []
         with torch.inference_mode():
             expected = plain(*inputs.values())

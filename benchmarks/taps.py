@@ -23,8 +23,10 @@ from cris_edge.worker import Worker
 
 # Channels in and out, and the side before doubling: the two layers of CRIS-R50 at 416 pixels.
 LAYERS = ((512, 512, 26), (512, 256, 52))
-FORMS = ("plain", "shifted", "matrices", "grouped", "channels-last")
-PRECISIONS = {"openvino": ("float32", "bfloat16"), "onnxruntime": ("float32",)}
+FORMS = ("plain", "shifted", "matrices", "grouped", "channels-last", "half")
+INT8 = "int8"
+QUANTIZED = ("plain", "half")  # the others have products that would have to be quantized twice over
+PRECISIONS = {"openvino": ("float32", "bfloat16", INT8), "onnxruntime": ("float32", INT8)}
 
 
 @dataclass
@@ -41,12 +43,16 @@ class Exporter:
         return {}
 
     def export(self, folder: str, forms: list[str]) -> dict[str, dict[str, Any]]:
-        """Write ``FORM.onnx`` for each; returns path, shapes, operations, and the difference from the plain form."""
+        """Write every form, in float and, where it is one of `QUANTIZED`, in int8 for each runtime.
+
+        Returns path, shapes, operations, and the difference from the plain form, by form and by ``FORM/RUNTIME``.
+        """
         import torch
 
         from benchmarks.upsampled import FORMS as MODULES
         from benchmarks.upsampled import to_layout
-        from runtimes import onnx_graph
+        from quantization.post_training import Scheme, quantize_module
+        from runtimes import onnx_graph, quantized
         from runtimes.cost import multiply_accumulates
 
         torch.manual_seed(0)
@@ -58,15 +64,22 @@ class Exporter:
             for form in forms:
                 module = MODULES[form](weight, bias, self.side).eval()
                 given, wanted = to_layout(form, x), to_layout(form, expected)
-                graph = onnx_graph.trace(form, module, {"x": given}, ["y"])
-                path = Path(folder) / f"{form}.onnx"
-                onnx_graph.write(graph, path)
-                told[form] = {
-                    "path": str(path),
-                    "shapes": [list(given.shape), list(wanted.shape)],
-                    "macs": multiply_accumulates(graph),
-                    "difference": float((module(given) - wanted).abs().max()),
-                }
+                graphs = {form: (module, onnx_graph.trace(form, module, {"x": given}, ["y"]))}
+                if form in QUANTIZED:
+                    whole = quantize_module(module, [(given,)], Scheme())
+                    for runtime in quantized.FORMS:
+                        ours = quantized.module_in_form(form, whole, {"x": given}, ["y"], runtime)
+                        traced = quantized.trace(form, ours, {"x": given}, ["y"], runtime)
+                        graphs[f"{form}/{runtime}"] = ours, traced
+                for name, (computes, graph) in graphs.items():
+                    path = Path(folder) / f"{name.replace('/', '-')}.onnx"
+                    onnx_graph.write(graph, path)
+                    told[name] = {
+                        "path": str(path),
+                        "shapes": [list(given.shape), list(wanted.shape)],
+                        "macs": multiply_accumulates(graph),
+                        "difference": float((computes(given) - wanted).abs().max()),
+                    }
         return told
 
 
@@ -95,9 +108,12 @@ def measure(
             for runtime in registry.available():
                 for precision in PRECISIONS.get(runtime, ()):
                     for form in forms:
-                        told = {**exported[form]}
+                        if precision == INT8 and form not in QUANTIZED:
+                            continue
+                        told = {**exported[f"{form}/{runtime}" if precision == INT8 else form]}
                         difference = told.pop("difference")
-                        arguments = {**told, "runtime": runtime, "precision": precision, "threads": threads}
+                        asked = "auto" if precision == INT8 else precision
+                        arguments = {**told, "runtime": runtime, "precision": asked, "threads": threads}
                         label = f"{layer}, {runtime} {precision}, {form}"
                         try:
                             worker = Worker("benchmarks.chain:GraphSubject", arguments, label)

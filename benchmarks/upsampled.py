@@ -1,4 +1,4 @@
-"""Upsampled: forms of a 3x3 convolution after bilinear doubling; `training.model.upsampled` has the one that won.
+"""Upsampled: forms of a 3x3 convolution after bilinear doubling; `training.model.upsampled` has those that won.
 
 All of them compute the same sums, and all but the plain one with fewer operations. Every form is exact, the border
 included: beyond it the convolution sees zeros and the upsampling repeats the last pixel.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.model.fold import conv
-from training.model.upsampled import LowResolution, shift_of_doubled
+from training.model.upsampled import HalfResolution, LowResolution, shift_of_doubled
 
 # A row of the doubled image is made of a row of the image and its neighbour (half pixels, corners not aligned).
 NEAR, FAR = 0.75, 0.25
@@ -111,7 +111,14 @@ class Grouped(nn.Module):
 
 
 class ChannelsLast(LowResolution):
-    """As `Matrices`, from and to (B, pixels, channels), so that nothing is turned round: the form that is exported."""
+    """As `Matrices`, from and to (B, pixels, channels), so that nothing is turned round: what is exported in float."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, side: int) -> None:
+        super().__init__(conv(weight, bias, padding=1), side)
+
+
+class Half(HalfResolution):
+    """Rows doubled, then the products, then columns doubled: what is exported in int8."""
 
     def __init__(self, weight: Tensor, bias: Tensor, side: int) -> None:
         super().__init__(conv(weight, bias, padding=1), side)
@@ -123,6 +130,7 @@ FORMS: dict[str, type[nn.Module]] = {
     "matrices": Matrices,
     "grouped": Grouped,
     "channels-last": ChannelsLast,
+    "half": Half,
 }
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from quantization.calibration import Calibration
 from quantization.network import DeployNetwork
@@ -21,7 +20,7 @@ def equalize(network: DeployNetwork, calibration: Calibration) -> Tensor | None:
     They meet the sentence's kernel, whose product is the logits, so their rounding errors are those of the mask. Their
     ranges differ by a factor of thirty and more, and one scale serves them all. A factor moves through the ReLU from
     the convolution to the kernel: the convolution's channel c is divided by it, the kernel's weights for c are
-    multiplied.
+    multiplied. What is quantized is the three taps that add up to a channel, so the range is the largest of theirs.
 
     Args:
         network: In float.
@@ -34,20 +33,22 @@ def equalize(network: DeployNetwork, calibration: Calibration) -> Tensor | None:
     text: Any = network.text_encoder
     if not decoder.contrastive:
         return None
-    widest = torch.zeros(decoder.vis2.out_channels)
+    layer = decoder.vis2
+    widest = torch.zeros(layer.width)
 
     def see(_: Any, __: Any, output: Tensor) -> None:
-        torch.maximum(widest, F.relu(output).amax(dim=(0, 2, 3)), out=widest)
+        largest = output.amax(dim=(0, 2, 3)).unflatten(0, (3, -1)).amax(0)
+        torch.maximum(widest, largest, out=widest)
 
-    handle = decoder.vis2.register_forward_hook(see)
+    handle = layer.taps.register_forward_hook(see)
     try:
         for sample in calibration.samples["mask_decoder"]:
             decoder(*sample)
     finally:
         handle.remove()
     factors = (widest / widest.max().clamp(min=1e-12)).clamp(min=LEAST)
-    decoder.vis2.weight.div_(factors[:, None, None, None])
-    decoder.vis2.bias.div_(factors)
+    layer.taps.weight.div_(factors.repeat(3)[:, None, None, None])  # channels are (tap, channel)
+    layer.taps.bias.div_(factors.repeat(3))
     text.kernel.weight.mul_(factors.repeat(9)[:, None])  # rows are (tap, channel)
     text.kernel.bias.mul_(factors.repeat(9))
     place = decoder.input_names.index("kernel")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quantization.hooks import hook_storage, wrap
-from quantization.quantizers import FakeQuantizer, activation_quantizer
+from quantization.quantizers import FakeQuantizer, activation_quantizer, signed_quantizer
 
 LAYERS = ("conv2d", "linear", "embedding")  # calls with weights
 INTEGER = ("conv2d", "avg_pool2d", "cat")  # calls that OpenVINO, too, computes on integers
@@ -73,7 +73,9 @@ def complete(quantized: nn.Module, bare: nn.Module, samples: Sequence[Sequence[T
     """Give every quantized convolution of `quantized` an output in integers.
 
     A quantizer before one consumer of a ReLU is moved behind the ReLU, where all consumers see it; where a
-    convolution (and the ReLU after it) has none behind it, one is added with the range seen in `samples`.
+    convolution (and the ReLU after it) has none behind it, one is added with the range seen in `samples`. A
+    convolution whose result is the right operand of a product puts out integers for every runtime; what is added up
+    there meets a ReLU, so the range is that of the positive values: the negative ones may reach ten times as far.
 
     Args:
         quantized: As NNCF left it, with our hooks.
@@ -83,23 +85,27 @@ def complete(quantized: nn.Module, bare: nn.Module, samples: Sequence[Sequence[T
     storage = hook_storage(quantized)
     found = calls(bare, samples[0])
     _hoist(storage, found)
-    missing: dict[str, tuple[_Recorder, bool]] = {}
+    missing: dict[str, tuple[_Recorder, Call]] = {}
     for call in found.values():
         if call.function != "conv2d" or f"{call.name}__1" not in storage.pre_hooks:
             continue
         last = _after_relu(call, found)
         if f"{last.name}__0" in storage.post_hooks:
             continue
-        joined = not any(found[name].function in INTEGER for name, _ in last.consumers)
         recorder = _Recorder()
         storage.register_post_function_hook(last.name, 0, recorder)
-        missing[last.name] = recorder, joined
+        missing[last.name] = recorder, last
     if not missing:
         return
     for sample in samples:
         quantized(*sample)
-    for name, (recorder, joined) in missing.items():
-        storage.post_hooks[f"{name}__0"]["0"] = activation_quantizer(recorder.low, recorder.high, added=joined)
+    for name, (recorder, last) in missing.items():
+        if _is_multiplied(last, found):
+            quantizer = signed_quantizer(recorder.high)
+        else:
+            joined = not any(found[name].function in INTEGER for name, _ in last.consumers)
+            quantizer = activation_quantizer(recorder.low, recorder.high, added=joined)
+        storage.post_hooks[f"{name}__0"]["0"] = quantizer
 
 
 def _hoist(storage: Any, found: dict[str, Call]) -> None:
@@ -120,6 +126,15 @@ def _after_relu(call: Call, found: dict[str, Call]) -> Call:
     return call
 
 
+def _is_multiplied(call: Call, found: dict[str, Call]) -> bool:
+    """Whether the result of `call`, moved about at most, is the right operand of a product."""
+    takers = [(found[name], port) for name, port in call.consumers]
+    return any(
+        (taker.function == "matmul" and port == 1) or (taker.function in MOVES and _is_multiplied(taker, found))
+        for taker, port in takers
+    )
+
+
 class _Recorder(nn.Module):
     """The range of what passes."""
 
@@ -135,8 +150,8 @@ class _Recorder(nn.Module):
 def kept_in_float(found: dict[str, Call]) -> list[str]:
     """Names of calls that cost next to nothing and that eight bits would hurt.
 
-    These are the sentence's constants of the projector (ten numbers), the choice of the end token's row, and the last
-    product, which gives the logits.
+    These are the sentence's constants of the projector (ten numbers) and the last product, which gives the logits; the
+    products with constant matrices beside them are exact, and `complete` sees to their operands.
     """
     products = [call.name for call in found.values() if call.function == "matmul"]
     small = [call.name for call in found.values() if call.parameter in ("bias.weight", "tap_bias.weight")]
@@ -183,7 +198,7 @@ def _takers(call: Call, found: dict[str, Call], depth: int = 8) -> Iterator[Call
         taker = found[name]
         if taker.parameter:
             yield taker
-        elif depth and taker.function in (*MOVES, "interpolate", "avg_pool2d", "add", "relu", "matmul"):
+        elif depth and taker.function in (*MOVES, "interpolate", "avg_pool2d", "add", "relu"):
             yield from _takers(taker, found, depth - 1)
 
 

@@ -168,6 +168,11 @@ def _build(entry: Mapping[str, Any]) -> Hook:
     return hook
 
 
+def signed_quantizer(high: float) -> FakeQuantizer:
+    """A symmetric 8-bit quantizer for values from `-high` to `high`, as right operands of products must have."""
+    return FakeQuantizer(torch.tensor(max(high, 127e-8) / 127), torch.tensor(0), -128, 127, None, weight=False)
+
+
 def activation_quantizer(low: float, high: float, *, added: bool = False) -> FakeQuantizer:
     """An unsigned 8-bit quantizer for values from `low` to `high`; the range is widened to contain 0, exactly."""
     low, high = min(low, 0.0), max(high, 0.0)

@@ -210,7 +210,8 @@ def main(checkpoint: Path, data: str, output: Path, images: int) -> None:
     try:
         source = open_source(data, by_image=True)
         network, _ = load_quantized(checkpoint)
-        rows = measure(network, grouped(network, deploy(CRIS(network.architecture))), source, limit=images)
+        bare = deploy(CRIS(network.architecture), network.mask_decoder.resolution)
+        rows = measure(network, grouped(network, bare), source, limit=images)
         write_table(rows, output / "sensitivity.csv")
         write_chart(rows, output / "sensitivity.png", f"{checkpoint.stem}, one group quantized at a time")
     except CrisEdgeError as error:

@@ -20,6 +20,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from cris_edge.errors import ExportError
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
+LARGEST_LEVEL = 255  # of an unsigned byte
 MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")  # operators that change no value
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,6 +42,7 @@ def lower(model: onnx.ModelProto, form: str, biases: dict[str, Array] | None = N
     _fold_weights(graph)
     _move_constants(graph)
     _dequantize_rows(graph)
+    _quantize_exact_operands(graph)
     if form == "onnxruntime":
         _join_integers(graph)
         _choose_signs(graph)
@@ -217,6 +219,37 @@ def _dequantize_rows(graph: _Graph) -> None:
             )
         made.append(helper.make_node("Mul", [floats, factor], list(node.output), name=graph.name("scale_rows")))
         graph.replace(node, *made)
+
+
+def _quantize_exact_operands(graph: _Graph) -> None:
+    """A constant left operand whose values are whole multiples of one step, as integers: no value changes.
+
+    It meets integers, such as the taps that the matrix of `training.model.upsampled.HalfResolution` doubles.
+    """
+    for node in list(graph.nodes):
+        if node.op_type != "MatMul" or node.input[0] not in graph.constants:
+            continue
+        values = graph.constants[node.input[0]]
+        step = np.abs(values[values != 0]).min(initial=np.inf)
+        levels = values / step
+        if not _is_dequantized(graph, node.input[1]) or np.any(levels != np.rint(levels)) or levels.min() < 0:
+            continue
+        if levels.max() > LARGEST_LEVEL:
+            continue
+        stored, dequantized = graph.name(node.input[0]), graph.name("dequantized")
+        graph.constants[stored] = levels.astype(np.uint8)
+        units = [graph.constant("scale", np.array(step, np.float32)), graph.constant("zero_point", np.uint8(0)[()])]
+        pair = helper.make_node(DQ, [stored, *units], [dequantized], name=graph.name("dequantize"))
+        graph.replace(node, pair, node)
+        node.input[0] = dequantized
+
+
+def _is_dequantized(graph: _Graph, tensor: str) -> bool:
+    """Whether a tensor is made of integers, and moved about at most."""
+    maker = graph.makers().get(tensor)
+    while maker is not None and maker.op_type in MOVES:
+        maker = graph.makers().get(maker.input[0])
+    return maker is not None and maker.op_type == DQ
 
 
 def _join_integers(graph: _Graph) -> None:

@@ -131,7 +131,7 @@ class FloatSubject:
             self._last = None
             module = self.modules[index]
             if isinstance(module, DeployMaskDecoder):  # faster in every runtime and float precision: benchmarks.taps
-                module = module.at_low_resolution()
+                module = module.at_resolution("low")
             self._last = index, onnx_graph.trace(name, module, inputs, module.output_names)
         return self._last[1]
 

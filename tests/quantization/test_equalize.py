@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from quantization.equalize import equalize
 
@@ -21,8 +20,8 @@ def uneven(bare: DeployNetwork) -> DeployNetwork:
     """A network whose projector has channels of very different ranges."""
     network = copy.deepcopy(bare)
     with torch.no_grad():
-        network.mask_decoder.vis2.weight[::2] *= 0.01
-        network.mask_decoder.vis2.bias[::2] *= 0.01
+        network.mask_decoder.vis2.taps.weight[::2] *= 0.01
+        network.mask_decoder.vis2.taps.bias[::2] *= 0.01
     return network
 
 
@@ -35,7 +34,8 @@ def test_the_function_stays_and_ranges_agree(uneven: DeployNetwork, calibration:
         expected, found = uneven(image, tokens), even(image, tokens)
         assert (expected - found).abs().max() < 1e-4 * expected.abs().max().clamp(min=1)
         seen: list[torch.Tensor] = []
-        even.mask_decoder.vis2.register_forward_hook(lambda _, __, out: seen.append(F.relu(out).amax((0, 2, 3))))
+        taps = even.mask_decoder.vis2.taps
+        taps.register_forward_hook(lambda _, __, out: seen.append(out.amax((0, 2, 3)).unflatten(0, (3, -1)).amax(0)))
         logits = [even.mask_decoder(*sample) for sample in ours.samples["mask_decoder"]]
         before = [uneven.mask_decoder(*sample) for sample in calibration.samples["mask_decoder"]]
     largest = torch.stack(seen).amax(0)

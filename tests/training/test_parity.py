@@ -15,6 +15,7 @@ from training.checkpoint import load_model, to_public
 from training.model import CRIS, text_to_pixel_loss
 from training.model.attention import MultiHeadAttention
 from training.model.decoder import image_positions, word_positions
+from training.model.deploy import Resolution
 
 GRADIENTS = [
     "backbone.visual.conv1.weight",
@@ -131,11 +132,11 @@ def test_training_loss_and_gradients(golden: Golden) -> None:
         assert (gradients[name] - theirs).norm() < 1e-3 * theirs.norm(), name
 
 
-@pytest.mark.parametrize("low_resolution", [False, True])
+@pytest.mark.parametrize("resolution", ["full", "half", "low"])
 @torch.no_grad()
-def test_deploy_equals_forward(golden: Golden, low_resolution: bool) -> None:
+def test_deploy_equals_forward(golden: Golden, resolution: Resolution) -> None:
     model = golden.model().at_size(golden["image"].shape[-1])
-    image_encoder, text_encoder, mask_decoder = model.deploy(low_resolution=low_resolution)
+    image_encoder, text_encoder, mask_decoder = model.deploy(resolution=resolution)
     features = dict(zip(image_encoder.output_names, image_encoder(golden["image"]), strict=True))
     features |= dict(zip(text_encoder.output_names, text_encoder(golden["tokens"]), strict=True))
     logits = mask_decoder(*(features[name] for name in mask_decoder.input_names))

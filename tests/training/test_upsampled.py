@@ -1,4 +1,4 @@
-"""The projector's convolutions at low resolution compute what the plain ones do, to the last pixel of the border."""
+"""The projector's convolutions at lower resolutions compute what the plain ones do, to the last pixel of the border."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from training.model import CRIS, Architecture
+from training.model.deploy import Resolution
 from training.model.neck import upsample2
-from training.model.upsampled import LowResolution, shift_of_doubled
+from training.model.upsampled import HalfResolution, LowResolution, shift_of_doubled
 
 
 @pytest.mark.parametrize("side", [3, 4, 13])
@@ -23,6 +24,7 @@ def test_a_layer_is_exact(side: int) -> None:
     found = LowResolution(convolution, side)(x.flatten(2).mT)
     assert found.shape == (2, 4 * side * side, 5)
     torch.testing.assert_close(found.mT.unflatten(2, (2 * side, 2 * side)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(HalfResolution(convolution, side)(x), expected, atol=1e-5, rtol=0)
 
 
 def test_a_doubled_line() -> None:
@@ -33,15 +35,16 @@ def test_a_doubled_line() -> None:
 
 
 @pytest.mark.parametrize("contrastive", [True, False])
+@pytest.mark.parametrize("resolution", ["half", "low"])
 @torch.no_grad()
-def test_the_mask_decoder_is_the_same_function(contrastive: bool, small: Architecture) -> None:
+def test_the_mask_decoder_is_the_same_function(resolution: Resolution, contrastive: bool, small: Architecture) -> None:
     torch.manual_seed(0)
     model = CRIS(dataclasses.replace(small, contrastive=contrastive))
     image, tokens = torch.randn(2, 3, 64, 64), torch.randint(1, 100, (2, 8))
     with torch.enable_grad():  # a few steps move the batch norms away from the identity
         for _ in range(3):
             model.train()(image * 2 + 1, tokens)
-    image_encoder, text_encoder, mask_decoder = model.eval().deploy(low_resolution=True)
+    image_encoder, text_encoder, mask_decoder = model.eval().deploy(resolution=resolution)
     features = dict(zip(image_encoder.output_names, image_encoder(image), strict=True))
     features |= dict(zip(text_encoder.output_names, text_encoder(tokens), strict=True))
     logits = mask_decoder(*(features[name] for name in mask_decoder.input_names))
@@ -51,10 +54,17 @@ def test_the_mask_decoder_is_the_same_function(contrastive: bool, small: Archite
 def test_the_plain_form_stays_as_it_is(small: Architecture) -> None:
     plain = CRIS(small).deploy()[2]
     names = [name for name, _ in plain.named_modules()]
-    low = plain.at_low_resolution()
+    half, low = plain.at_resolution("half"), plain.at_resolution("low")
     assert [name for name, _ in plain.named_modules()] == names
     assert isinstance(plain.vis1, nn.Conv2d) and isinstance(low.vis1, LowResolution)
-    assert low.coordconv1 is plain.coordconv1, "weights are shared, not copied"
+    assert isinstance(half.vis1, HalfResolution)
+    assert half.coordconv1 is low.coordconv1 is plain.coordconv1, "weights are shared, not copied"
+    assert plain.at_resolution("full") is plain
+
+
+def test_the_matrix_of_the_columns_is_whole_quarters() -> None:
+    columns = HalfResolution(nn.Conv2d(2, 2, 3, padding=1), 5).columns
+    assert set(columns.unique().tolist()) == {0.0, 0.25, 0.75, 1.0}
 
 
 def test_constants_weigh_little() -> None:

@@ -16,7 +16,7 @@ from training.model.neck import Neck
 from training.model.projector import Projector
 
 if TYPE_CHECKING:
-    from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder
+    from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder, Resolution
 
 
 class CRIS(nn.Module):
@@ -57,19 +57,17 @@ class CRIS(nn.Module):
         return other
 
     def deploy(
-        self, *, low_resolution: bool = False
+        self, *, resolution: Resolution = "full"
     ) -> tuple[DeployImageEncoder, DeployTextEncoder, DeployMaskDecoder]:
         """The same function as three modules arranged for static export; this network is left as it is.
 
-        `low_resolution` takes the products of the projector's 3x3 convolutions before the upsampling: faster in float,
-        of no use where they are to be quantized.
+        `resolution` says where the products of the projector's 3x3 convolutions are taken, see
+        `DeployMaskDecoder.at_resolution`.
         """
         from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder
 
         frozen = copy.deepcopy(self).float().eval().requires_grad_(False)
-        mask_decoder = DeployMaskDecoder(frozen)
-        if low_resolution:
-            mask_decoder = mask_decoder.at_low_resolution()
+        mask_decoder = DeployMaskDecoder(frozen).at_resolution(resolution)
         return DeployImageEncoder(frozen), DeployTextEncoder(frozen), mask_decoder
 
     def parameter_groups(self, learning_rate: float, backbone_scale: float = 0.1) -> list[dict[str, Any]]:

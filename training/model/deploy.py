@@ -14,14 +14,15 @@ by `DeployMaskDecoder`. What was moved, and why it is exact:
 - A 3x3 convolution to one channel is a (9 x C) by (C x HW) matrix product and nine shifted additions. As a convolution
   its weights would depend on the input, which OpenVINO refuses; the transposed form of the product is avoided because
   an ONNX Runtime optimizer was seen to compute it wrongly.
-- The products of the projector's 3x3 convolutions can be taken before the upsampling, on a quarter of the pixels. That
-  is an option, `DeployMaskDecoder.at_low_resolution`: it pays in float32 and bfloat16, not in int8.
+- The products of the projector's 3x3 convolutions can be taken before the upsampling, on a quarter of the pixels or on
+  half of them. That is an option, `DeployMaskDecoder.at_resolution`: the one pays in float, the other in int8.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,9 @@ from training.model.cris import CRIS
 from training.model.decoder import DecoderLayer, image_positions, word_positions
 from training.model.fold import conv, conv_bn, linear, scale_and_shift
 from training.model.neck import coordinates, upsample2
-from training.model.upsampled import LowResolution
+from training.model.upsampled import HalfResolution, LowResolution
+
+Resolution = Literal["full", "half", "low"]
 
 # Taken from the scores of what must not be seen: exp(-1e4) is 0 in float32, and 1e4 fits every type a device may use.
 UNSEEN = 1e4
@@ -314,13 +317,28 @@ class DeployMaskDecoder(nn.Module):
         if not self.contrastive:
             self.vis3, self.kernel = projector.vis[4], projector.kernel
 
-    def at_low_resolution(self) -> DeployMaskDecoder:
-        """The same function, the projector's convolutions as `LowResolution`; all other weights are shared."""
-        assert isinstance(self.vis1, nn.Conv2d) and isinstance(self.vis2, nn.Conv2d), "it is in that form already"
+    def at_resolution(self, resolution: Resolution) -> DeployMaskDecoder:
+        """The same function with the projector's convolutions in another form; all other weights are shared.
+
+        Args:
+            resolution: Where their products are taken: ``full``, as in training; ``half`` (`HalfResolution`), ``low``
+                (`LowResolution`).
+        """
+        if resolution == "full":
+            return self
+        assert isinstance(self.vis1, nn.Conv2d) and isinstance(self.vis2, nn.Conv2d), "it is in such a form already"
+        form = HalfResolution if resolution == "half" else LowResolution
         other = copy.copy(self)
         other._modules = dict(self._modules)  # nn.Module's own copy would put the new layers into both
-        other.vis1, other.vis2 = LowResolution(self.vis1, self.grid), LowResolution(self.vis2, 2 * self.grid)
+        other.vis1, other.vis2 = form(self.vis1, self.grid), form(self.vis2, 2 * self.grid)
         return other
+
+    @property
+    def resolution(self) -> Resolution:
+        """Where the projector's products are taken, see `at_resolution`."""
+        if isinstance(self.vis2, LowResolution):
+            return "low"
+        return "half" if isinstance(self.vis2, HalfResolution) else "full"
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -344,9 +362,11 @@ class DeployMaskDecoder(nn.Module):
 
     def visual(self, decoded: Tensor) -> Tensor:
         """The projector's convolutions: tokens (B, N, C) -> (B, C/2, S/4, S/4)."""
-        if isinstance(self.vis2, LowResolution):
+        if self.resolution == "low":
             return self.vis2(self.vis1(decoded)).transpose(1, 2).unflatten(2, (4 * self.grid, 4 * self.grid))
         x = decoded.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        if self.resolution == "half":
+            return self.vis2(self.vis1(x))
         x = F.relu(self.vis1(upsample2(x)))
         return F.relu(self.vis2(upsample2(x)))
 

@@ -13,10 +13,10 @@ def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tens
     return scale, norm.bias - norm.running_mean * scale
 
 
-def conv(weight: Tensor, bias: Tensor | None, padding: int = 0, stride: int = 1) -> nn.Conv2d:
+def conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int] = 0, stride: int = 1) -> nn.Conv2d:
     """A convolution that holds these numbers."""
-    out_channels, in_channels, kernel, _ = weight.shape
-    module = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias is not None)
+    out_channels, in_channels, *kernel = weight.shape
+    module = nn.Conv2d(in_channels, out_channels, (kernel[0], kernel[1]), stride, padding, bias=bias is not None)
     module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     if bias is not None:
         module.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)

@@ -3,7 +3,11 @@
 The nine taps of a convolution commute with an upsampling that treats each channel alike: the products can be taken at
 low resolution, where there are four times fewer pixels, and the nine results doubled, shifted and added. Doubling and
 shift are separable and constant, so rows are one matrix and columns another, borders included: beyond them the
-convolution sees zeros and the upsampling repeats the last pixel. `benchmarks.taps` measures this form against others.
+convolution sees zeros and the upsampling repeats the last pixel.
+
+`LowResolution` does so in both directions, for runtimes that compute in float; `HalfResolution` for the columns alone,
+for integers: what is left is an integer convolution, one more tensor to quantize, and a product with a matrix whose
+entries are whole quarters, which integers hold exactly. `benchmarks.taps` measures both against other forms.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from training.model.fold import conv
 
 
 class LowResolution(nn.Module):
@@ -48,6 +54,40 @@ class LowResolution(nn.Module):
         doubled = torch.matmul(self.rows, taps).reshape(-1, 2 * side, 3 * side, self.width)  # (B, 2S, (S, tap), D)
         doubled = torch.matmul(self.columns, doubled)  # (B, 2S, 2S, D)
         return F.relu(doubled + self.bias).reshape(-1, 4 * side * side, self.width)
+
+
+class HalfResolution(nn.Module):
+    """ReLU of `convolution` (3x3, stride 1, padding 1) of a doubled map; only its rows are doubled before the products.
+
+    Attributes:
+        taps: The convolution's three columns side by side, as one 3x1 convolution to 3 D channels, tap-major. The bias
+            is the middle tap's, which no border cuts off.
+
+    Args:
+        convolution: With bias.
+        side: Height and width S of the map before it is doubled.
+    """
+
+    columns: Tensor
+
+    def __init__(self, convolution: nn.Conv2d, side: int) -> None:
+        super().__init__()
+        assert convolution.kernel_size == (3, 3) and convolution.padding == (1, 1) and convolution.bias is not None
+        self.width, self.side = convolution.out_channels, side
+        weight = convolution.weight.detach().permute(3, 0, 1, 2).flatten(0, 1).unsqueeze(3)  # (3 D, C, 3, 1)
+        bias = convolution.bias.detach()
+        outer = torch.zeros_like(bias)
+        self.taps = conv(weight, torch.cat((outer, bias, outer)), padding=(1, 0))
+        shifts = torch.stack([shift_of_doubled(side, tap) for tap in range(3)])  # (3, 2 S, S)
+        self.register_buffer("columns", shifts.permute(1, 2, 0).flatten(1).contiguous())  # place, then tap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, D, 2S, 2S)."""
+        side = self.side
+        tall = F.interpolate(x, size=(2 * side, side), mode="bilinear", align_corners=False)
+        # Channels last, as integer convolutions write: the reshape is another view of the same numbers.
+        taps = self.taps(tall).permute(0, 2, 3, 1).reshape(-1, 2 * side, 3 * side, self.width)
+        return F.relu(torch.matmul(self.columns, taps)).permute(0, 3, 1, 2)
 
 
 def shift_of_doubled(side: int, tap: int) -> Tensor:
