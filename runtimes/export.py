@@ -30,23 +30,21 @@ from cris_edge.errors import CrisEdgeError, ExportError, OptionError, RuntimeMis
 from cris_edge.image import MEAN, STD, THRESHOLD
 from cris_edge.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.tokenizer import Tokenizer
-from runtimes import npu_rules, onnx_graph, qnn, socs
-from runtimes.agreement import compare
+from runtimes import accuracy, npu_rules, onnx_graph, qnn, socs
+from runtimes.accuracy import NetworkPredictor
 from runtimes.cost import multiply_accumulates
 from runtimes.htp import Compiler
 from runtimes.lowering import LOWERINGS, Lowering
-from runtimes.network import Array, Network, example_inputs
+from runtimes.network import Array, example_inputs
 from runtimes.parity import Reference, check, compiled
 from runtimes.probes import Probes, draw, free_photos
 from runtimes.subject import Subject, entry, open_subject
 from training.checkpoint import sha256
 from training.data.samples import Source, open_source
-from training.evaluate import Predictor
 from training.model import Architecture
 
 logger = logging.getLogger("cris_edge.runtimes")
 
-AGREEMENT = 100  # images on which the masks of int8 graphs are compared with PyTorch's
 PRECISIONS = ("fp32", "fp16", "int8")
 
 Step = Callable[[str], None]
@@ -141,18 +139,12 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
         graphs, files = _lower(subject, probes, options, forms, lowerings, writer.path, step)
         for runtime in options.at_home:
             step(f"compare {runtime}")
-            with compiled(runtime, files[runtime], graphs, "float32") as (network, forced):
-                parity += check(references[forms[runtime]], network, runtime, forced)
-            with compiled(runtime, files[runtime], graphs, "auto") as (network, chosen):
-                if chosen != forced:
-                    parity += check(references[forms[runtime]], network, runtime, chosen)
-                if source is not None:
-                    step(f"score {runtime}")
-                    predictor = _Predictor(network, runtime, chosen, architecture.input_size, architecture.word_len)
-                    metrics.append(
-                        {**entry(predictor, source), **_agreement(subject, forms[runtime], predictor, source)}
-                    )
-                    require_accuracy(metrics[0], metrics[-1], options)
+            parity += _compare(references[forms[runtime]], runtime, files[runtime], graphs)
+            if source is not None:
+                step(f"score {runtime}")
+                form, weights = forms[runtime], options.precision
+                metrics.append(accuracy.score(subject, runtime, form, files[runtime], graphs, source, weights))
+                accuracy.require(metrics[0], metrics[-1], options.data, options.max_drop)
         npu: dict[str, Any] = {}
         if "openvino" in files:
             npu["openvino"] = npu_rules.examine(files["openvino"], writer.path)
@@ -164,8 +156,9 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
             if source is not None:
                 step(f"score {qnn.NAME}")
                 size = architecture.input_size, architecture.word_len
-                metrics.append(entry(_Predictor(lowered.simulated, qnn.NAME, lowered.simulation, *size), source))
-                require_accuracy(metrics[0], metrics[-1], options)
+                simulated = NetworkPredictor(lowered.simulated, qnn.NAME, lowered.simulation, *size)
+                metrics.append(entry(simulated, source))
+                accuracy.require(metrics[0], metrics[-1], options.data, options.max_drop)
         step("write")
         np.savez_compressed(writer.path / "golden.npz", **golden)  # type: ignore[arg-type]
         recorded = subject.recorded
@@ -245,14 +238,16 @@ def _golden(probes: Probes, references: Mapping[str, Reference]) -> dict[str, Ar
     }
 
 
-def _agreement(subject: Subject, form: str, predictor: Predictor, source: Source) -> dict[str, float]:
-    """How well a runtime's masks agree with PyTorch's on labelled data, where logits alone do not tell."""
-    theirs = subject.predictor(form)
-    if theirs is None:
-        return {}
-    row = compare(theirs, [predictor], source, threshold=THRESHOLD, limit=AGREEMENT)[0]
-    logger.info("%s: mean IoU with PyTorch's masks %.4f, worst %.3f", row.runtime, row.mask_iou, row.worst_mask_iou)
-    return {"mask_iou": row.mask_iou, "worst_mask_iou": row.worst_mask_iou, "compared": row.sentences}
+def _compare(
+    reference: Reference, runtime: str, files: Mapping[str, Path], graphs: Mapping[str, GraphSpec]
+) -> list[dict[str, Any]]:
+    """A runtime held against PyTorch in float32 and, where that is another one, in the precision of its own choice."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for asked in ("float32", "auto"):
+        with compiled(runtime, files, graphs, asked) as (network, precision):
+            if precision not in found:
+                found[precision] = check(reference, network, runtime, precision)
+    return [row for rows in found.values() for row in rows]
 
 
 def _spec(graph: onnx.ModelProto) -> GraphSpec:
@@ -269,32 +264,6 @@ def _plain(spec: GraphSpec) -> dict[str, Any]:
         for kind, values in (("inputs", spec.inputs), ("outputs", spec.outputs))
     }
     return {**tensors, "macs": spec.macs}
-
-
-@dataclass
-class _Predictor:
-    """A network as `training.evaluate` asks it."""
-
-    network: Network
-    runtime: str
-    precision: str
-    input_size: int
-    word_len: int
-
-    def logits(self, pixels: Array, tokens: Array) -> Array:
-        return self.network.logits(pixels, tokens)
-
-
-def require_accuracy(before: Mapping[str, Any], after: Mapping[str, Any], options: Options) -> None:
-    """Raise `ExportError` where the metrics `after` lowering are further below those `before` than `options` allow."""
-    drop = before["mIoU"] - after["mIoU"]
-    logger.info("%s loses %.2f points of mIoU against PyTorch in float32", after["runtime"], drop)
-    if options.max_drop is not None and not drop <= options.max_drop:
-        raise ExportError(
-            f"{after['runtime']} in {after['precision']} reaches an mIoU of {after['mIoU']:.2f} on {options.data}, "
-            f"{drop:.2f} points below PyTorch in float32 ({before['mIoU']:.2f}), where {options.max_drop:g} are "
-            "allowed; choose a higher precision, or allow a larger drop."
-        )
 
 
 def _require_installed(runtimes: tuple[str, ...]) -> None:

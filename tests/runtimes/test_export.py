@@ -17,7 +17,8 @@ from cris_edge.errors import CheckpointError, ExportError, OptionError, RuntimeM
 from cris_edge.image import preprocess
 from cris_edge.manifest import GRAPHS
 from runtimes import onnx_graph
-from runtimes.export import Options, export, main, require_accuracy
+from runtimes.accuracy import require
+from runtimes.export import Options, export, main
 from runtimes.lowering import LOWERINGS, to_onnx
 from training.checkpoint import load_model, save_model
 from training.model import CRIS, Architecture
@@ -249,12 +250,12 @@ def test_options_that_make_no_sense_are_refused_before_any_work(given, said):
 def test_a_drop_beyond_the_limit_fails_with_the_figures():
     before = {"mIoU": 61.0}
     after = {"mIoU": 60.2, "runtime": "openvino", "precision": "bfloat16"}
-    require_accuracy(before, after, Options(data="val.jsonl", max_drop=0.9))
-    require_accuracy(before, after, Options(data="val.jsonl"))
+    require(before, after, "val.jsonl", 0.9)
+    require(before, after, "val.jsonl", None)
     with pytest.raises(ExportError, match=r"openvino in bfloat16 .* 60\.20 on val\.jsonl, 0\.80 points below"):
-        require_accuracy(before, after, Options(data="val.jsonl", max_drop=0.5))
+        require(before, after, "val.jsonl", 0.5)
     with pytest.raises(ExportError):
-        require_accuracy(before, {**after, "mIoU": float("nan")}, Options(data="val.jsonl", max_drop=0.5))
+        require(before, {**after, "mIoU": float("nan")}, "val.jsonl", 0.5)
 
 
 def test_the_command_line_says_in_one_line_what_was_wrong(tmp_path):
