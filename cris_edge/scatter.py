@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from math import floor, log10
 
-_WIDTH, _HEIGHT = 1000, 480
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 360, 48, 56  # margins; the list of the points is in the one on the right
+_WIDTH, _HEIGHT = 1080, 480
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 440, 48, 56  # margins; the list of the points is in the one on the right
 # Told apart with every kind of colour vision, and in grey by the shape.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _GREY, _INK = "#d8d8dc", "#24242a"
