@@ -42,6 +42,25 @@ def test_weights_have_a_scale_for_each_channel_and_activations_one(int8: DeployN
             assert not hook.weight or not hook.zero_point.any()
 
 
+def test_taps_are_integers_for_every_runtime_in_the_range_of_their_positive_values(
+    int8: DeployNetwork, calibration: Calibration, bare: DeployNetwork
+) -> None:
+    storage = hook_storage(int8.mask_decoder)
+    for layer in ("vis1", "vis2"):
+        hook = storage.post_hooks[f"{layer}/taps/conv2d/0__0"]["0"]
+        assert isinstance(hook, FakeQuantizer) and not hook.added
+        assert (hook.low, hook.high, int(hook.zero_point)) == (-128, 127, 0)
+        seen: list[float] = []
+        handle = getattr(int8.mask_decoder, layer).taps.register_forward_hook(
+            lambda _, __, out, seen=seen: seen.append(float(out.max()))
+        )
+        with torch.no_grad():
+            for sample in calibration.samples["mask_decoder"]:
+                int8.mask_decoder(*sample)
+        handle.remove()
+        assert float(hook.scale.detach()) * 127 == pytest.approx(max(seen), rel=0.02)
+
+
 def test_every_hook_runs(int8: DeployNetwork, calibration: Calibration) -> None:
     for name, module in int8.graphs.items():
         ran = set()

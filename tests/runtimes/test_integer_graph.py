@@ -121,7 +121,22 @@ def gemms() -> onnx.ModelProto:
     )
 
 
-GRAPHS = {"convolutions": (convolutions, (1, 8, 6, 6)), "products": (products, (1, 10, 16)), "gemms": (gemms, (1, 16))}
+def doubled(step: float = 0.25) -> onnx.ModelProto:
+    """Integers of a convolution, moved about, to the right of a constant matrix of whole multiples of `step`."""
+    sketch = Sketch((1, 8, 4, 6))
+    taps = sketch.add("Conv", sketch.quantized("x"), sketch.weight(12, 8, 1, 1))
+    taps = sketch.add("Transpose", sketch.quantized(taps, 0.2, 0, np.int8), perm=[0, 2, 3, 1])
+    matrix = step * RNG.choice([0.0, 1.0, 3.0, 4.0], size=(10, 6)).astype(np.float32)
+    matrix.flat[:2] = step, 0.0
+    return sketch.model(sketch.add("Relu", sketch.add("MatMul", sketch.constant(matrix), taps)))
+
+
+GRAPHS = {
+    "convolutions": (convolutions, (1, 8, 6, 6)),
+    "products": (products, (1, 10, 16)),
+    "gemms": (gemms, (1, 16)),
+    "doubled": (doubled, (1, 8, 4, 6)),
+}
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
@@ -197,3 +212,24 @@ def test_biases_are_whole_numbers_of_their_layer() -> None:
     assert sum(tensor.data_type == TensorProto.INT32 and tensor.dims[0] > 1 for tensor in model.graph.initializer) >= 2
     openvino_model = lower(convolutions(), "openvino")
     assert not [tensor for tensor in openvino_model.graph.initializer if tensor.data_type == TensorProto.INT32]
+
+
+@pytest.mark.parametrize("form", ["onnxruntime", "openvino"])
+def test_an_exact_operand_becomes_integers_and_loses_nothing(form: str) -> None:
+    model = doubled()
+    matrix = next(array for array in map(numpy_helper.to_array, model.graph.initializer) if array.shape == (10, 6))
+    stored = [numpy_helper.to_array(tensor) for tensor in lower(copied(model), form).graph.initializer]
+    levels = next(array for array in stored if array.shape == (10, 6))
+    assert levels.dtype == np.uint8 and (levels * np.float32(0.25) == matrix).all()
+
+
+@pytest.mark.parametrize("spoil", [0.1, -0.25, 64.0])
+def test_an_operand_that_integers_cannot_hold_stays_in_float(spoil: float) -> None:
+    """Between two steps, below zero, or more than 255 steps of the smallest."""
+    model = doubled()
+    tensor = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [10, 6])
+    matrix = numpy_helper.to_array(tensor).copy()
+    matrix[9, 5] = spoil
+    tensor.CopyFrom(numpy_helper.from_array(matrix, tensor.name))
+    stored = [numpy_helper.to_array(tensor) for tensor in lower(model, "openvino").graph.initializer]
+    assert next(array for array in stored if array.shape == (10, 6)).dtype == np.float32
