@@ -103,7 +103,7 @@ def complete(quantized: nn.Module, bare: nn.Module, samples: Sequence[Sequence[T
         if _is_multiplied(last, found):
             quantizer = signed_quantizer(recorder.high)
         else:
-            joined = not any(found[name].function in INTEGER for name, _ in last.consumers)
+            joined = not any(found[taker].function in INTEGER for taker, _ in last.consumers)
             quantizer = activation_quantizer(recorder.low, recorder.high, added=joined)
         storage.post_hooks[f"{name}__0"]["0"] = quantizer
 

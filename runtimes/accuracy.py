@@ -44,10 +44,10 @@ def score(
 ) -> Metrics:  # fmt: skip
     """Score the three `files` in a runtime; int8 graphs are also held against the masks of PyTorch in that `form`.
 
-    Between integers the SDK computes in float32, and so does this; `weights` is the bundle's precision.
+    The precision is the one that the SDK runs a bundle in; `weights` is the bundle's own.
     """
     architecture = subject.architecture
-    with compiled(runtime, files, graphs, "float32" if weights == "int8" else "auto") as (network, precision):
+    with compiled(runtime, files, graphs, "auto", quantized=weights == "int8") as (network, precision):
         ours = NetworkPredictor(network, runtime, precision, architecture.input_size, architecture.word_len)
         return {**entry(ours, source), **_agreement(subject.predictor(form), ours, source)}
 

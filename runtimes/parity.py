@@ -250,10 +250,13 @@ def _row(
 
 @contextmanager
 def compiled(
-    runtime: str, files: Mapping[str, Path], specs: Mapping[str, GraphSpec], precision: str
+    runtime: str, files: Mapping[str, Path], specs: Mapping[str, GraphSpec], precision: str, *, quantized: bool = False
 ) -> Iterator[tuple[Network, str]]:
-    """The three `files` in `runtime`, at its default optimization level, and the precision that it really runs in."""
-    backend = registry.create(runtime, BackendOptions(precision=precision))
+    """The three `files` in `runtime`, at its default optimization level, and the precision that it really runs in.
+
+    `precision` and `quantized` are those of `BackendOptions`.
+    """
+    backend = registry.create(runtime, BackendOptions(precision=precision, quantized=quantized))
     network = Network({name: backend.compile(path, specs[name]) for name, path in files.items()})
     try:
         yield network, backend.info.precision

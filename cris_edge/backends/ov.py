@@ -153,7 +153,7 @@ class OvBackend:
             config["INFERENCE_PRECISION_HINT"] = self._precision_hint()
         elif options.quantized and device.startswith("CPU"):
             # Around integers bfloat16 gains 0 to 3 % of the time, and sends values to other levels: masks agree with
-            # PyTorch's by 0.987 in place of 0.992 (docs/quantization.md).
+            # PyTorch's by 0.988 in place of 0.992 (docs/quantization.md).
             config["INFERENCE_PRECISION_HINT"] = _PRECISIONS["float32"][1]
         if options.cache_dir is not None:
             config["CACHE_DIR"] = str(options.cache_dir)

@@ -35,15 +35,14 @@ class LowResolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, side: int) -> None:
         super().__init__()
-        assert convolution.kernel_size == (3, 3) and convolution.padding == (1, 1) and convolution.bias is not None
+        weight, bias = _weight_and_bias(convolution)
         self.width, self.side = convolution.out_channels, side
         # A matrix (C, 3 D) for each row of the kernel; its columns are in the order (column of the kernel, D).
-        weight = convolution.weight.detach().permute(2, 1, 3, 0).flatten(2)
-        self.products = nn.ParameterList(nn.Parameter(tap.clone(), requires_grad=False) for tap in weight)
-        self.bias = nn.Parameter(convolution.bias.detach().clone(), requires_grad=False)
-        shifts = torch.stack([shift_of_doubled(side, tap) for tap in range(3)])  # (3, 2 S, S)
-        self.register_buffer("rows", shifts.transpose(0, 1).flatten(1).contiguous())  # (2 S, 3 S): tap, then place
-        self.register_buffer("columns", shifts.permute(1, 2, 0).flatten(1).contiguous())  # place, then tap
+        taps = weight.permute(2, 1, 3, 0).flatten(2)
+        self.products = nn.ParameterList(nn.Parameter(tap.clone(), requires_grad=False) for tap in taps)
+        self.bias = nn.Parameter(bias.clone(), requires_grad=False)
+        self.register_buffer("rows", _shifts(side).transpose(0, 1).flatten(1).contiguous())  # tap, then place
+        self.register_buffer("columns", _columns(side))
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, S S, C) -> (B, 2S 2S, D)."""
@@ -72,14 +71,12 @@ class HalfResolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, side: int) -> None:
         super().__init__()
-        assert convolution.kernel_size == (3, 3) and convolution.padding == (1, 1) and convolution.bias is not None
+        weight, bias = _weight_and_bias(convolution)
         self.width, self.side = convolution.out_channels, side
-        weight = convolution.weight.detach().permute(3, 0, 1, 2).flatten(0, 1).unsqueeze(3)  # (3 D, C, 3, 1)
-        bias = convolution.bias.detach()
+        taps = weight.permute(3, 0, 1, 2).flatten(0, 1).unsqueeze(3)  # (3 D, C, 3, 1)
         outer = torch.zeros_like(bias)
-        self.taps = conv(weight, torch.cat((outer, bias, outer)), padding=(1, 0))
-        shifts = torch.stack([shift_of_doubled(side, tap) for tap in range(3)])  # (3, 2 S, S)
-        self.register_buffer("columns", shifts.permute(1, 2, 0).flatten(1).contiguous())  # place, then tap
+        self.taps = conv(taps, torch.cat((outer, bias, outer)), padding=(1, 0))
+        self.register_buffer("columns", _columns(side))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, D, 2S, 2S)."""
@@ -88,6 +85,21 @@ class HalfResolution(nn.Module):
         # Channels last, as integer convolutions write: the reshape is another view of the same numbers.
         taps = self.taps(tall).permute(0, 2, 3, 1).reshape(-1, 2 * side, 3 * side, self.width)
         return F.relu(torch.matmul(self.columns, taps)).permute(0, 3, 1, 2)
+
+
+def _weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    assert convolution.kernel_size == (3, 3) and convolution.padding == (1, 1) and convolution.bias is not None
+    return convolution.weight.detach(), convolution.bias.detach()
+
+
+def _shifts(side: int) -> Tensor:
+    """(3, 2 side, side): `shift_of_doubled` of each tap."""
+    return torch.stack([shift_of_doubled(side, tap) for tap in range(3)])
+
+
+def _columns(side: int) -> Tensor:
+    """(2 side, 3 side), place, then tap: a line of three taps a place, doubled, shifted and added."""
+    return _shifts(side).permute(1, 2, 0).flatten(1).contiguous()
 
 
 def shift_of_doubled(side: int, tap: int) -> Tensor:
