@@ -135,7 +135,7 @@ def batches(
     """Yield micro-batches from step ``start`` on.
 
     Raises:
-        DataError: an example cannot be used; the sentence names it.
+        DataError: an example cannot be used, the sentence names it; or a worker failed or was killed.
     """
     loader = DataLoader(
         examples,
@@ -148,10 +148,23 @@ def batches(
         # Its own generator: the loader draws a seed when it starts, which must not move the training's random numbers.
         generator=torch.Generator().manual_seed(0),
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise DataError(batch)
-        yield batch
+    failure = ""
+    try:
+        for batch in loader:
+            if isinstance(batch, str):
+                raise DataError(batch)
+            yield batch
+    except CrisEdgeError:
+        raise
+    except Exception as error:
+        if not workers:
+            raise
+        failure = str(error)
+        error.__traceback__ = None  # its frames hold the loader
+    # Raised here, where the first error, and with it the loader, is gone: workers ignore SIGTERM and end with the
+    # loader, and a process that exits while they live waits for them forever.
+    if failure:
+        raise DataError(f"a loader worker failed: {failure.strip()}")
 
 
 class _Keys:

@@ -18,7 +18,7 @@ from cris_edge.errors import DataError, OptionError
 from cris_edge.image import load_image
 from cris_edge.samples import Sample, read_samples
 from training.data.scene import SPLITS
-from training.data.synthetic import SyntheticScenes
+from training.data.synthetic import SMALLEST, SyntheticScenes
 
 Mask = npt.NDArray[np.bool_]
 
@@ -130,8 +130,17 @@ class SceneSource:
         return f"scenes:{self.split}:{self._seed}#{index}"
 
     def load(self, index: int, size: int) -> Example:
-        """Draw scene ``index`` for an input of ``size`` pixels."""
+        """Draw scene ``index`` for an input of ``size`` pixels.
+
+        Raises:
+            DataError: nothing can be drawn so small.
+        """
         height, width = (round(size * side) for side in SCENE_SHAPES[index % len(SCENE_SHAPES)])
+        if min(height, width) < SMALLEST:
+            raise DataError(
+                f"a scene for an input of {size} pixels would be {width} x {height}, and its shorter side has at least "
+                f"{SMALLEST}; give larger --sizes and --input-size, such as 128."
+            )
         if (height, width) not in self._scenes:
             self._scenes[height, width] = SyntheticScenes(
                 self.split,
@@ -167,7 +176,7 @@ def open_source(text: str, *, by_image: bool = False) -> Source:
             seed = int(parts[2]) if len(parts) > 2 else 0
         except ValueError:
             length, seed = 0, 0
-        if length < 1 or seed < 0 or len(parts) > 3 or split not in SPLITS:
+        if length < 1 or not 0 <= seed < 1 << 64 or len(parts) > 3 or split not in SPLITS:
             raise OptionError(
                 f"the data source {text!r} cannot be read; expected scenes:SPLIT:LENGTH:SEED, such as "
                 f"scenes:val:500:1, with SPLIT one of {', '.join(SPLITS)}."

@@ -29,6 +29,9 @@ _COLOUR_NAMES = tuple(COLOURS)
 RESERVED = frozenset((kind, _COLOUR_NAMES[(3 * k + 1) % 10]) for k, kind in enumerate(_KIND_NAMES))
 """Pairs (kind, colour) that only the split `compositions` draws: one colour of each kind, a tenth of all."""
 
+SMALLEST = 96
+"""Pixels of the shorter side of a picture below which nothing can be told apart."""
+
 _SIZE_FACTOR = {"small": 0.74, "medium": 1.0, "large": 1.32}
 
 
@@ -116,14 +119,14 @@ def draw_scene(seed: int, split: str = "train", height: int = 240, width: int = 
     Args:
         seed: 0 <= seed < 2**128; the same number in two splits gives unrelated scenes.
         split: "train", "val", "compositions" (may draw the pairs of `RESERVED`) or "relations".
-        height: of the picture in pixels, at least 96.
-        width: of the picture in pixels, at least 96.
+        height: of the picture in pixels, at least `SMALLEST`.
+        width: of the picture in pixels, at least `SMALLEST`.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    if min(height, width) < 96:
-        raise ValueError(f"a scene of {width}x{height} is too small; give at least 96 pixels each way")
+    if min(height, width) < SMALLEST:
+        raise ValueError(f"a scene of {width}x{height} is too small; give at least {SMALLEST} pixels each way")
     rng = scene_rng(seed, split)
     unit = math.sqrt(height * width / (240 * 320))
     image, horizon = backdrop(height, width, rng)
@@ -320,8 +323,8 @@ def write(output: Path, scenes: SyntheticScenes) -> int:
 @click.option("--split", type=click.Choice(SPLITS), default="val", show_default=True)
 @click.option("--count", type=click.IntRange(1), default=500, show_default=True, help="Scenes.")
 @click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, show_default=True)
-@click.option("--height", type=click.IntRange(96), default=240, show_default=True)
-@click.option("--width", type=click.IntRange(96), default=320, show_default=True)
+@click.option("--height", type=click.IntRange(SMALLEST), default=240, show_default=True)
+@click.option("--width", type=click.IntRange(SMALLEST), default=320, show_default=True)
 @click.option("--sentences", type=click.IntRange(1), default=4, show_default=True, help="Sentences per scene.")
 def main(output: Path, split: str, count: int, seed: int, height: int, width: int, sentences: int) -> None:
     """Write drawn scenes as labelled JSON Lines."""
