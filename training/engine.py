@@ -111,7 +111,7 @@ class Trainer:
                 with meter.waiting():
                     micro = [next(stream) for _ in range(loop.accumulation)]
                 meter.count(micro)
-                loss, norm = self._train_step(micro)
+                loss, norm = self.train_step(micro)
                 state.step += 1
                 state.losses.append(loss)
                 state.norms.append(norm)
@@ -150,8 +150,12 @@ class Trainer:
         """The weights to use: averaged ones where the run keeps them."""
         return self.ema.model if self.ema is not None else self.model
 
-    def _train_step(self, micro: list[Batch]) -> tuple[float, float]:
-        """Take one optimizer step; return the mean loss over processes and the gradient's norm."""
+    def train_step(self, micro: list[Batch]) -> tuple[float, float]:
+        """Take one optimizer step on its micro-batches; return the mean loss over processes and the gradient's norm.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite.
+        """
         config, device = self.config, self.processes.device
         torch.manual_seed(_mix(config.loop.seed, self.state.step, self.processes.rank))  # dropout
         self._train_mode()

@@ -107,7 +107,7 @@ def test_the_whole_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_trial_that_was_stopped_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = trials.plan("nano-scenes", 3, SMALL)
-    step, taken = Trainer._train_step, []
+    step, taken = Trainer.train_step, []
 
     def counted(self: Trainer, micro: list[object]) -> tuple[float, float]:
         taken.append(self.state.step)
@@ -115,7 +115,7 @@ def test_a_trial_that_was_stopped_continues(tmp_path: Path, monkeypatch: pytest.
             self._stop = True
         return step(self, micro)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "_train_step", counted)
+    monkeypatch.setattr(Trainer, "train_step", counted)
     trial = Trial("one", "one", config)
     with pytest.raises(StoppedError):
         list(run([trial], tmp_path, DATA[:1], device="cpu"))

@@ -86,7 +86,7 @@ def test_a_compiled_network_gives_the_same_losses(
 def poison(trainer: Trainer, at: int, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Make the images of step ``at`` (from 0) not a number; return what the loader called them."""
     seen: list[list[str]] = []
-    step = trainer._train_step
+    step = trainer.train_step
 
     def poisoned(micro: list[Batch]) -> tuple[float, float]:
         if trainer.state.step == at:
@@ -95,7 +95,7 @@ def poison(trainer: Trainer, at: int, monkeypatch: pytest.MonkeyPatch) -> list[l
                 batch.image.fill_(torch.nan)
         return step(micro)
 
-    monkeypatch.setattr(trainer, "_train_step", poisoned)
+    monkeypatch.setattr(trainer, "train_step", poisoned)
     return seen
 
 

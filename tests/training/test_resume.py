@@ -124,14 +124,14 @@ def test_ctrl_c_writes_a_checkpoint(
     before = signal.getsignal(signal.SIGINT)  # a shell that runs the tests in the background ignores it
     config = tiny_run(checkpoint_every=1000, steps=4)
     trainer = Trainer(config, tmp_path, join("cpu"))
-    step = trainer._train_step
+    step = trainer.train_step
 
     def interrupted(micro: Any) -> tuple[float, float]:
         if trainer.state.step == 1:
             signal.raise_signal(signal.SIGINT)
         return step(micro)
 
-    trainer._train_step = interrupted  # type: ignore[method-assign]
+    trainer.train_step = interrupted  # type: ignore[method-assign]
     with pytest.raises(Exception, match="stopped at step 2 of 4"):
         trainer.fit()
     assert read_checkpoint(tmp_path / "last.pt")["training"]["step"] == 2
