@@ -95,7 +95,9 @@ class OptimizerConfig(_Checked):
     )
     decay: float = setting(0.1, "multistep: factor at each milestone", positive)
     final_scale: float = setting(0.01, "cosine: learning rate at the last step relative to the first", share)
-    warmup_steps: int = setting(0, "steps of linear warm-up", not_negative)
+    warmup_steps: int = setting(0, "steps of linear warm-up, at the start and after each restart", not_negative)
+    restarts: tuple[int, ...] = setting((), "cosine: steps at which it begins anew (Loshchilov and Hutter, 2017)")
+    restart_scale: float = setting(0.7, "highest learning rate after a restart relative to the first", positive)
     clip_norm: float = setting(0.0, "largest gradient norm; 0: no clipping", not_negative)
     ema_decay: float = setting(
         0.0, "decay of the averaged weights, which are then validated and shipped; 0: none", below_one
@@ -172,6 +174,8 @@ class RunConfig:
         if loop.size_shares and len(loop.size_shares) != len(loop.sizes):
             count = len(loop.size_shares)
             raise OptionError(f"--size-shares has {count} values for {len(loop.sizes)} --sizes; give one each or none.")
+        if self.optimizer.restarts and self.optimizer.schedule != "cosine":
+            raise OptionError("--restarts is for --schedule cosine; give both, or --milestones for multistep.")
         for size in loop.sizes:
             if size <= 0 or size % 32:
                 raise OptionError(f"--sizes has {size}, but an input side must be a positive multiple of 32.")

@@ -29,13 +29,21 @@ class Schedule:
     def factor(self, step: int) -> float:
         """Return the learning rate of ``step`` (from 0) relative to the first after warm-up."""
         settings = self.config.optimizer
-        if step < settings.warmup_steps:
-            return (step + 1) / settings.warmup_steps
+        began, end, peak = self._cycle(step)
+        if step - began < settings.warmup_steps:
+            return peak * (step - began + 1) / settings.warmup_steps
         if settings.schedule == "multistep":
             epoch = step / self.per_epoch
             return settings.decay ** sum(epoch >= milestone for milestone in settings.milestones)
-        done = (step - settings.warmup_steps) / max(1, self.steps - settings.warmup_steps)
-        return settings.final_scale + (1 - settings.final_scale) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+        done = (step - began - settings.warmup_steps) / max(1, end - began - settings.warmup_steps)
+        return settings.final_scale + (peak - settings.final_scale) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+    def _cycle(self, step: int) -> tuple[int, int, float]:
+        """Return the first step of the cycle that ``step`` is in, the step after its last, and its highest factor."""
+        settings = self.config.optimizer
+        began = max((restart for restart in settings.restarts if restart <= step), default=0)
+        end = min((restart for restart in settings.restarts if restart > step), default=self.steps)
+        return began, min(end, self.steps), settings.restart_scale if began else 1.0
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set the learning rate of every group for ``step``."""

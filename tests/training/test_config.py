@@ -129,3 +129,16 @@ def test_sizes_grow_by_their_shares() -> None:
     run = override(RunConfig(), {"sizes": (96, 160), "size_shares": (0.7, 0.3), "steps": 10})
     assert [Schedule(run, 100).size_at(step) for step in range(11)] == [96] * 7 + [160] * 4
     assert Schedule(RunConfig(), 100).size_at(3) == 416
+
+
+def test_a_cosine_begins_anew_at_a_restart_and_the_cycle_before_is_as_it_was() -> None:
+    changes = {"schedule": "cosine", "warmup_steps": 10, "final_scale": 0.1, "sizes": "64,96"}
+    one = Schedule(override(RunConfig(), {**changes, "steps": 110, "size_shares": "40,70"}), examples=1000)
+    again = {"steps": 210, "size_shares": "40,170", "restarts": "110", "restart_scale": 0.5}
+    two = Schedule(override(RunConfig(), {**changes, **again}), examples=1000)
+    for step in range(110):
+        assert two.factor(step) == one.factor(step) and two.size_at(step) == one.size_at(step)
+    assert two.factor(110) == pytest.approx(0.05) and two.factor(119) == two.factor(120) == 0.5
+    assert two.factor(165) == pytest.approx(0.3) and two.factor(209) == pytest.approx(0.1, abs=0.001)
+    with pytest.raises(OptionError, match="--restarts is for --schedule cosine"):
+        override(RunConfig(), {"restarts": "3"})
