@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from cris_edge.errors import OptionError
 from cris_edge.machine import physical_cores, processor_name
 from cris_edge.spread import Spread
 from cris_edge.turns import Say
+from training.device import choose_device
 from training.model import CRIS, Architecture
 
 TURNS = 2
@@ -67,9 +67,7 @@ def measure(
     Raises:
         OptionError: there is no such device here.
     """
-    place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError(f"--device is {device}, but PyTorch sees no GPU here; use cpu.")
+    place = choose_device(device)
     autocast: Any = nullcontext
     if precision != "float32":
         autocast = lambda: torch.autocast(place.type, getattr(torch, precision))  # noqa: E731 - a factory of contexts

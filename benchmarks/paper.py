@@ -29,6 +29,7 @@ from cris_edge.errors import CheckpointError, CrisEdgeError, DataError
 from cris_edge.files import write_whole
 from training.checkpoint import FORMAT, load_model, read_checkpoint
 from training.data.samples import open_source
+from training.device import choose_device
 from training.evaluate import TorchPredictor, score
 from training.model import CRIS, Architecture
 from training.recipes import recipe
@@ -241,8 +242,10 @@ def add_accuracies(tables: Tables, folder: Path, data: Sequence[str], device: st
     Raises:
         CheckpointError: one cannot be read, or is of another architecture than its name.
         DataError: the folder or the data cannot be used.
+        OptionError: there is no such device here.
     """
     sources = [open_source(text, by_image=True) for text in data]
+    place = choose_device(device)
     for path, name, dataset in find_checkpoints(folder, list(tables.parameters)):
         content = read_checkpoint(path)
         own = content.get("format") == FORMAT
@@ -251,7 +254,7 @@ def add_accuracies(tables: Tables, folder: Path, data: Sequence[str], device: st
         _require_recipe(model, name, path)
         for source in sources:
             if dataset in (None, source.name):
-                report = score(TorchPredictor(model.to(device), device), source)
+                report = score(TorchPredictor(model.to(place), place), source)
                 found = Accuracy(report.scores.to_dict()["mIoU"], True, str(path))
                 tables.accuracies[name, source.name, source.split] = found
         recorded = content.get("metrics")

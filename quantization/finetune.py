@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import write_whole
@@ -27,6 +26,7 @@ from quantization.post_training import TARGETS
 from quantization.sensitivity import Row, write_chart, write_table
 from training.checkpoint import sha256
 from training.data.samples import open_source
+from training.device import choose_device
 
 logger = logging.getLogger("cris_edge.quantization")
 
@@ -159,9 +159,8 @@ def main(checkpoint: Path, data: str, val: str, output: Path, **options: Any) ->
     except OptionError as error:
         raise click.UsageError(str(error)) from error
     as_json = take("as_json")
-    if options["device"] == "auto":
-        options["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        options["device"] = str(choose_device(options["device"]))
         report = finetune(checkpoint, data, val, output, plan, **options)
     except CrisEdgeError as error:
         click.echo(f"error: {error}", err=True)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cris_edge.errors import CheckpointError, OptionError
+from cris_edge.machine import usable_cores
 from training.checkpoint import clip_architecture, load_clip, load_public, public_state, read_checkpoint, read_clip
 from training.config import RunConfig
 from training.distributed import Processes
@@ -16,6 +17,9 @@ from training.schedule import decayed_groups
 from training.shared_norm import share_batch_norm
 
 _FROM_CLIP = ("vision_layers", "vision_width", "embed_dim", "vocab_size", "text_width", "text_layers")
+
+WORKERS = 16
+"""Loader processes for each core, beyond which the machine only runs out of memory."""
 
 
 def check_device(config: RunConfig, processes: Processes) -> None:
@@ -29,6 +33,12 @@ def check_device(config: RunConfig, processes: Processes) -> None:
         raise OptionError(
             f"--batch-size {loop.batch_size} cannot be divided among {processes.world} processes with --accumulation "
             f"{loop.accumulation}; change one of them."
+        )
+    most = WORKERS * usable_cores()
+    if config.data.workers > most:
+        raise OptionError(
+            f"--workers is {config.data.workers}, but each is a process and this machine has {usable_cores()} cores; "
+            f"give at most {most}."
         )
     if loop.precision == "float16" and processes.device.type != "cuda":
         raise OptionError("--precision float16 needs a GPU; on a CPU use bfloat16 or float32.")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from cris_edge.errors import CheckpointError
+from cris_edge.files import naming
 from training.model import CRIS, Architecture
 
 FORMAT = "cris-edge"
@@ -94,8 +95,9 @@ def recorded(content: Mapping[str, Any]) -> dict[str, str]:
 def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """``torch.save`` into a temporary file beside `path`, flushed to disk, then renamed: whole or not there at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             torch.save(dict(content), file)

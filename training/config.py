@@ -176,6 +176,10 @@ class RunConfig:
             raise OptionError(f"--size-shares has {count} values for {len(loop.sizes)} --sizes; give one each or none.")
         if self.optimizer.restarts and self.optimizer.schedule != "cosine":
             raise OptionError("--restarts is for --schedule cosine; give both, or --milestones for multistep.")
+        if any(step < 1 for step in self.optimizer.restarts):
+            raise OptionError(
+                f"--restarts has {min(self.optimizer.restarts)}; give steps after the first, such as 9000."
+            )
         for size in loop.sizes:
             if size <= 0 or size % 32:
                 raise OptionError(f"--sizes has {size}, but an input side must be a positive multiple of 32.")

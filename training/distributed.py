@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.device import choose_device
+
 T = TypeVar("T")
 logger = logging.getLogger("cris_edge.training")
 
@@ -61,12 +63,15 @@ def join(device: str = "auto") -> Processes:
 
     Args:
         device: ``auto`` takes a GPU when there is one; else ``cpu``, ``cuda``, ``cuda:1``, ...
+
+    Raises:
+        OptionError: there is no such device here, or fewer GPUs than processes.
     """
     rank, world, local = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    chosen = torch.device(f"cuda:{local}" if name == "cuda" else name)
+    ours = device in ("auto", "cuda") and torch.cuda.is_available()
+    chosen = choose_device(f"cuda:{local}" if ours else device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world > 1:

@@ -29,6 +29,7 @@ from cris_edge.metrics import overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
 from training.checkpoint import load_model
 from training.data.samples import Example, Source, open_source
+from training.device import choose_device
 from training.model import CRIS
 from training.report import Case, Report
 
@@ -220,7 +221,7 @@ def _open(options: argparse.Namespace) -> tuple[Predictor, float]:
         decoder_heads=options.decoder_heads,
         input_size=options.input_size,
     )
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(options.device or "auto")
     dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
     precision = options.precision or "float32"
     if precision not in dtypes:

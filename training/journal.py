@@ -76,7 +76,8 @@ class Journal:
 
     def __init__(self, output: Path, config: RunConfig, step: int) -> None:
         self._output = output
-        output.mkdir(parents=True, exist_ok=True)
+        with naming(output):
+            output.mkdir(parents=True, exist_ok=True)
         write_whole(output / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
         metrics = output / METRICS
         if metrics.exists():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,36 @@ def test_a_cosine_begins_anew_at_a_restart_and_the_cycle_before_is_as_it_was() -
     assert two.factor(165) == pytest.approx(0.3) and two.factor(209) == pytest.approx(0.1, abs=0.001)
     with pytest.raises(OptionError, match="--restarts is for --schedule cosine"):
         override(RunConfig(), {"restarts": "3"})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--device", "cuda:99"], r"--device is 'cuda:99', and PyTorch .* finds no such device"),
+        (["--device", "abacus"], r"--device is 'abacus'"),
+        (["--workers", "99999"], r"--workers is 99999, but .* give at most"),
+        (["--decoder-layers=-1"], r"decoder_layers is -1 and dropout"),
+        (["--dropout", "1"], r"and dropout 1\.0"),
+        (["--vision-layers", "1,1"], r"vision_layers is \[1, 1\]; .* four stages"),
+        (["--vision-layers", "1,1,0,1"], r"vision_layers is \[1, 1, 0, 1\]"),
+        (["--decoder-heads", "0"], r"decoder_heads is 0; it must be 1 or more"),
+        (["--text-layers", "0"], r"text_layers is 0"),
+        (["--restarts=-5"], r"--restarts has -5"),
+        (["--train", "."], r"the data file \. is a folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_sentence(
+    options: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--recipe", "nano-scenes", "--steps", "1", "--output", str(tmp_path / "run")]
+    given = options if "--device" in options else [*options, "--device", "cpu"]
+    assert main([*common, *given]) == 1
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_place_of_the_runs_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert main(["--recipe", "nano-scenes", "--steps", "1", "--device", "cpu", "--output", str(tmp_path / "run")]) == 1
+    assert "run' cannot be written: File exists" in capsys.readouterr().err
+    assert (tmp_path / "run").read_text() == "mine"

@@ -184,5 +184,6 @@ def open_source(text: str, *, by_image: bool = False) -> Source:
         return SceneSource(split, length, seed)
     path = Path(text)
     if not path.is_file():
-        raise DataError(f"the data file {text} does not exist; give a JSON Lines file, or scenes:SPLIT:LENGTH:SEED.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"the data file {text} {what}; give a JSON Lines file, or scenes:SPLIT:LENGTH:SEED.")
     return LabelledSource(path, by_image=by_image)

@@ -7,6 +7,11 @@ from typing import Any
 
 from cris_edge.errors import CheckpointError
 
+_COUNTS = (
+    *("vision_width", "image_resolution", "embed_dim", "vocab_size", "context_length", "text_width", "text_layers"),
+    *("decoder_heads", "ffn_dim"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -37,6 +42,19 @@ class Architecture:
         if self.input_size % 32 or self.input_size <= 0:
             raise CheckpointError(
                 f"input_size is {self.input_size}; CRIS needs a positive multiple of 32, for example 416."
+            )
+        if len(self.vision_layers) != 4 or min(self.vision_layers) < 1:
+            raise CheckpointError(
+                f"vision_layers is {list(self.vision_layers)}; CLIP's ResNet has four stages of one block or more, for "
+                "example 3,4,6,3."
+            )
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.decoder_layers < 0 or not 0 <= self.dropout < 1:
+            raise CheckpointError(
+                f"decoder_layers is {self.decoder_layers} and dropout {self.dropout}; expected 0 or more layers, and a "
+                "dropout of at least 0 and below 1."
             )
         if not 3 <= self.word_len <= self.context_length:
             raise CheckpointError(
