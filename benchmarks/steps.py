@@ -18,7 +18,7 @@ import click
 
 from benchmarks import harness
 from cris_edge.benchmark_report import busy, device, load_average, table
-from cris_edge.errors import CrisEdgeError
+from cris_edge.errors import CrisEdgeError, RuntimeFailure
 from cris_edge.machine import physical_cores
 from cris_edge.turns import Say, interleave
 from cris_edge.worker import Worker, peak_memory
@@ -131,6 +131,9 @@ def measure(
         runs: steps of each form at least.
         seconds: for each form, about.
         say: is told the progress.
+
+    Raises:
+        RuntimeFailure: none of the forms runs here.
     """
     threads, before = threads or physical_cores(), load_average()
     rows: list[dict[str, Any]] = []
@@ -149,7 +152,9 @@ def measure(
                 continue
             workers.append(worker)
             rows.append({"recipe": recipe, "form": form, **worker.info})
-        gathered = interleave(workers, runs=runs, seconds=seconds, say=say) if workers else []
+        if not workers:
+            raise RuntimeFailure("; ".join(f"{failure['case']}: {failure['error']}" for failure in failures))
+        gathered = interleave(workers, runs=runs, seconds=seconds, say=say)
         for row, worker in zip(rows, workers, strict=True):
             row["peak_memory"] = worker.ask("memory")
     harness.against_plain(rows, gathered, ("recipe",))
@@ -176,7 +181,7 @@ def to_text(found: dict[str, Any], markdown: bool = False) -> str:
     machine = found["machine"]
     versions = ", ".join(sorted({f"threads: {row['threads']}, PyTorch {row['torch']}" for row in found["rows"]}))
     parts = [f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; {versions}"]
-    parts += [table(names, rows, markdown=markdown)] if rows else []
+    parts.append(table(names, rows, markdown=markdown))
     parts += [f"failed: {failure['case']}: {failure['error']}" for failure in found["failures"]]
     return "\n\n".join([*parts, *busy(found["load_before"])])
 

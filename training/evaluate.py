@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError, OptionError
-from cris_edge.files import write_whole
+from cris_edge.files import naming, write_whole
 from cris_edge.image import THRESHOLD, postprocess, preprocess
 from cris_edge.metrics import overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
 from training.checkpoint import load_model
 from training.data.samples import Example, Source, open_source
 from training.device import choose_device
+from training.gallery import check_gallery, write_gallery
 from training.model import CRIS
 from training.report import Case, Report
 
@@ -185,28 +186,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = parser().parse_args(arguments)
     try:
+        _check(options)
         predictor, threshold = _open(options)
         source = open_source(options.data, by_image=True)
         report = score(predictor, source, threshold=threshold, limit=options.limit)
         document = {**report.to_dict(), "threshold": threshold, "model": str(options.checkpoint or options.bundle)}
+        # First of all: what took long to find must not be lost to a file that cannot be written.
+        print(json.dumps(document, indent=2) if options.json else report.table())
         if options.gallery:
-            from training.gallery import write_gallery
-
             write_gallery(options.gallery, report, predictor, source, threshold=threshold, rows=options.rows)
         if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
             write_whole(options.output, json.dumps(document, indent=2) + "\n")
-        print(json.dumps(document, indent=2) if options.json else report.table())
     except (CrisEdgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _open(options: argparse.Namespace) -> tuple[Predictor, float]:
-    """Open the checkpoint or the bundle; return it with the threshold to use."""
+def _check(options: argparse.Namespace) -> None:
+    """Refuse before anything is scored what could not be done after."""
     if options.limit is not None and options.limit < 1:
         raise OptionError(f"--limit is {options.limit}, but at least one image must be scored.")
+    if options.threshold is not None and not 0 < options.threshold < 1:
+        raise OptionError(f"--threshold is {options.threshold}; a probability lies between 0 and 1.")
+    if options.rows < 1:
+        raise OptionError(f"--rows is {options.rows}, but a gallery shows one case of each kind at least.")
+    if options.gallery:
+        check_gallery(options.gallery)
+    for path in filter(None, (options.gallery, options.output)):
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _open(options: argparse.Namespace) -> tuple[Predictor, float]:
+    """Open the checkpoint or the bundle; return it with the threshold to use."""
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.bundle:

@@ -54,8 +54,7 @@ def write_gallery(
     Raises:
         OptionError: the path ends otherwise.
     """
-    if path.suffix not in (".html", ".png", ".jpg"):
-        raise OptionError(f"the gallery {path} ends in {path.suffix!r}; expected .html, .png or .jpg.")
+    check_gallery(path)
     ordered = sorted(report.cases, key=lambda case: case.iou)
     random = np.random.default_rng(seed).permutation(len(ordered))[:rows]
     groups = {"Worst": ordered[:rows], "Random": [ordered[i] for i in random], "Best": ordered[::-1][:rows]}
@@ -66,6 +65,16 @@ def write_gallery(
         write_whole(path, _page(title, drawn))
     else:
         write_whole(path, cv2.imencode(path.suffix, cv2.cvtColor(_sheet(title, drawn), cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
+def check_gallery(path: Path) -> None:
+    """Refuse a name that no gallery can have.
+
+    Raises:
+        OptionError: it ends otherwise than in ``.html``, ``.png`` or ``.jpg``.
+    """
+    if path.suffix not in (".html", ".png", ".jpg"):
+        raise OptionError(f"the gallery {path} ends in {path.suffix!r}; expected .html, .png or .jpg.")
 
 
 def _draw(cases: list[Case], predictor: Predictor, source: Source, threshold: float) -> Iterator[tuple[Case, Image]]:

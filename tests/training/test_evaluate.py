@@ -151,7 +151,21 @@ def test_the_command_scores_a_checkpoint_and_draws_a_gallery(
         assert cv2.imread(str(sheet)).shape[1] >= 720
     capsys.readouterr()
     assert main([*command, "--gallery", str(tmp_path / "cases.gif")]) == 1
-    assert "expected .html, .png or .jpg" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "expected .html, .png or .jpg" in captured.err and not captured.out  # before anything is scored
+    for options, sentence in (
+        (["--threshold", "2"], "--threshold is 2.0"),
+        (["--rows", "0"], "--rows is 0"),
+        (["--limit", "0"], "--limit is 0"),
+        (["--output", str(page / "report.json")], "report.json' cannot be written: File exists"),
+    ):
+        assert main([*command, *options]) == 1
+        captured = capsys.readouterr()
+        assert sentence in captured.err and not captured.out
+    (tmp_path / "taken.json").mkdir()
+    assert main([*command, "--output", str(tmp_path / "taken.json")]) == 1
+    captured = capsys.readouterr()
+    assert "taken.json' cannot be written" in captured.err and "16 sentences" in captured.out  # what was found is told
     assert main([*command, "--precision", "int3"]) == 1
     assert main(["--checkpoint", str(discs), "--data", str(discs)]) == 1
 

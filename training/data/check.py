@@ -54,8 +54,10 @@ def check_file(path: Path, findings: Findings) -> list[str]:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the data file {path} cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the data file {path} is not text in UTF-8, expected JSON Lines") from error
+    except OSError as error:
+        raise DataError(f"the data file {path} cannot be read: {error.strerror or error}") from error
     sizes: dict[Path, Size | str] = {}
     sound = []
     for number, line in enumerate(tqdm(lines, desc=path.name, disable=None, unit="sample"), start=1):
