@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,13 @@ class Distillation:
         per_epoch = max(1, len(self.source) // settings.batch_size)
         losses: list[float] = []
         began = time.perf_counter()
-        with tqdm(
-            total=self.steps, initial=self.step, desc="fine-tune", disable=None, unit="step", file=sys.stderr
-        ) as bar:
-            for batch in self._batches():
+        with (
+            tqdm(
+                total=self.steps, initial=self.step, desc="fine-tune", disable=None, unit="step", file=sys.stderr
+            ) as bar,
+            contextlib.closing(self._batches()) as stream,
+        ):
+            for batch in stream:
                 loss = self._train_step(batch)
                 losses.append(loss)
                 self.step += 1
@@ -188,7 +192,7 @@ class Distillation:
         own = centred(logits, self.settings.mask_target, THRESHOLD)
         return distilled - least + self.settings.mask_weight * text_to_pixel_loss(own, mask)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         settings, architecture = self.settings, self.student.architecture
         transform = Transform(architecture.word_len, settings.sentences, mask_target=settings.mask_target)
         size = architecture.input_size

@@ -6,7 +6,10 @@ therefore hold no state, and a checkpoint need carry no sampler beyond the numbe
 
 from __future__ import annotations
 
+import atexit
+import functools
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -148,23 +151,74 @@ def batches(
         # Its own generator: the loader draws a seed when it starts, which must not move the training's random numbers.
         generator=torch.Generator().manual_seed(0),
     )
+    if not workers:
+        yield from _unbroken(iter(loader))
+        return
+    iterator = _start(loader)
+    end = functools.partial(_end, iterator)
+    atexit.register(end)
     failure = ""
     try:
-        for batch in loader:
-            if isinstance(batch, str):
-                raise DataError(batch)
-            yield batch
+        yield from _unbroken(iterator)
     except CrisEdgeError:
         raise
     except Exception as error:
-        if not workers:
-            raise
-        failure = str(error)
-        error.__traceback__ = None  # its frames hold the loader
-    # Raised here, where the first error, and with it the loader, is gone: workers ignore SIGTERM and end with the
-    # loader, and a process that exits while they live waits for them forever.
+        failure = _told(error, iterator)
+    finally:
+        atexit.unregister(end)
+        end()
     if failure:
-        raise DataError(f"a loader worker failed: {failure.strip()}")
+        raise DataError(failure)
+
+
+def _unbroken(iterator: Iterator[Batch | str]) -> Iterator[Batch]:
+    for batch in iterator:
+        if isinstance(batch, str):
+            raise DataError(batch)
+        yield batch
+
+
+def _start(loader: DataLoader[Any]) -> Any:
+    """Start the workers; one that dies is told of where its batch is waited for, and nowhere else.
+
+    PyTorch's handler of SIGCHLD would raise in whatever line the trainer is at, and where that is a destructor or a
+    callback of the garbage collector, Python swallows the error and the handler never tells again.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _told(error: Exception, iterator: Any) -> str:
+    """Say what became of the workers. A killed one breaks the next read in several ways, some without a word."""
+    for worker in iterator._workers:
+        worker.join(0.1)  # one that was just killed may not have been counted yet
+    signals = {-worker.exitcode for worker in iterator._workers if worker.exitcode and worker.exitcode < 0}
+    if signals:
+        numbers = " and ".join(map(str, sorted(signals)))
+        return (
+            f"a loader worker failed: it was killed by signal {numbers}, as the system does when memory runs out; "
+            "continue with --resume auto, and with fewer --workers if it happens again."
+        )
+    return f"a loader worker failed: {str(error).strip() or repr(error)}"
+
+
+def _end(iterator: Any) -> None:
+    """End the workers now, whoever still holds the iterator.
+
+    They ignore SIGTERM, by which both PyTorch and Python's exit would end those that do not answer: a process that
+    exits while one lives would wait for it forever.
+    """
+    try:
+        iterator._shutdown_workers()
+    finally:
+        for worker in iterator._workers:
+            worker.kill()
+            worker.join()
 
 
 class _Keys:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,8 @@ from cris_edge.errors import DataError
 from training.data.loader import Batch, Examples, Order, batches
 from training.data.samples import Example, SceneSource, open_source
 from training.data.transforms import Transform
+
+ROOT = Path(__file__).parents[3]
 
 
 class Scenes(SceneSource):
@@ -44,10 +49,36 @@ def test_a_killed_worker_is_told_of_and_the_other_ends() -> None:
     first, _ = multiprocessing.active_children()
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a loader worker failed: .*(killed by signal|exited unexpectedly)"):
+    with pytest.raises(DataError, match=r"a loader worker failed: .*killed by signal 9.*--resume auto"):
         for _ in loaded:
             pass
     assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_told_of_where_its_batch_is_waited_for_and_nowhere_else() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    loaded = stream("train", workers=1)
+    next(loaded)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    sum(range(100_000))  # the trainer's work goes on
+    assert signal.getsignal(signal.SIGCHLD) == before
+    with pytest.raises(DataError, match="killed by signal 9"):
+        for _ in loaded:
+            pass
+
+
+def test_a_process_that_exits_in_the_middle_does_not_wait_for_its_workers() -> None:
+    program = """
+from tests.training.data.test_loader import stream
+loaded = stream("train", workers=2)
+next(loaded)
+raise SystemExit(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (3, "")
 
 
 def test_a_scene_too_small_to_draw_is_refused_with_a_sentence() -> None:
