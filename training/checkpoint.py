@@ -34,6 +34,7 @@ _JOINED = re.compile(r"^(.*(?:\.attn|\.self_attn|\.multihead_attn))\.in_proj_(we
 _SPLIT = re.compile(r"^(.*(?:\.attn|\.self_attn|\.multihead_attn))\.([qkv])_proj\.(weight|bias)$")
 # CLIP's archives carry three numbers beside the weights, and its logit scale is the only other scalar.
 _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+_TABLE = "backbone.token_embedding.weight"
 _NEW_IN_CRIS = "visual.attnpool.connect."
 # What older trainers left beside the weights (their best score) are numpy scalars: data, no code.
 _NUMPY_SCALARS = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
@@ -74,9 +75,17 @@ def load_model(
     return model.eval()
 
 
-def save_model(path: str | os.PathLike[str], model: CRIS, **extra: Any) -> None:
-    """Write `model` in our own format: public names, its architecture, and `extra` (plain containers and tensors)."""
+def save_model(path: str | os.PathLike[str], model: CRIS, *, compact: bool = False, **extra: Any) -> None:
+    """Write `model` in our own format: public names, its architecture, and `extra` (plain containers and tensors).
+
+    With `compact` matrices are in float16, and of the token table only the rows that are not zero are kept, their ids
+    beside them: a quarter of the size where few words are known. It is read as any other, in float32.
+    """
     state = to_public({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+    if compact:
+        state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
+        ids = state[_TABLE].any(dim=1).nonzero().flatten()
+        state, extra = {**state, _TABLE: state[_TABLE][ids]}, {**extra, "token_ids": ids}
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -281,7 +290,21 @@ def public_state(content: Mapping[str, Any], path: str | os.PathLike[str]) -> St
     if not tensors:
         found = ", ".join(sorted(map(str, content))[:6]) or "nothing"
         raise CheckpointError(f"{path} holds no state_dict (it has: {found}); expected a CRIS checkpoint.")
-    return tensors
+    ours = content.get("format") == FORMAT and "token_ids" in content
+    return _with_whole_table(tensors, content, path) if ours else tensors
+
+
+def _with_whole_table(state: State, content: Mapping[str, Any], path: str | os.PathLike[str]) -> State:
+    """What the compact form leaves out of the token table, put back as zeros."""
+    rows, ids = _tensor(state, _TABLE, path), content["token_ids"]
+    count = Architecture.from_dict(content["architecture"]).vocab_size
+    fits = isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.shape == rows.shape[:1] and len(ids) > 0
+    if not fits or ids.min() < 0 or ids.max() >= count:
+        raise CheckpointError(
+            f"{path} has {len(rows)} rows of the token table without the ids that say which of {count} they are; get "
+            "the file again."
+        )
+    return {**state, _TABLE: rows.new_zeros(count, rows.shape[1]).index_copy(0, ids, rows)}
 
 
 def load_public(model: CRIS, state: State, path: str | os.PathLike[str] = "The checkpoint") -> None:

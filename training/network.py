@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training.model import CRIS
 from training.model.projector import Projector
+from training.model.upsampled import convolve_doubled
 
 
 class Network(nn.Module):
@@ -58,22 +59,27 @@ class Network(nn.Module):
 
 
 def project_taps(projector: Projector, decoded: Tensor, sentence: Tensor) -> Tensor:
-    """The projector with its last convolution as a matrix product and nine shifted additions.
+    """The projector in the order that trains fastest on CPUs; the sums are the same.
 
-    A convolution with as many groups as sentences is slow on CPUs, above all its backward pass; the sums are the same.
+    Its 3x3 convolutions take their products before the upsampling, on a quarter of the pixels. The 1x1 convolution goes
+    into the sentence's kernel. A convolution with as many groups as sentences is slow, above all its backward pass: it
+    becomes a matrix product and nine shifted additions.
     """
-    pixels = projector.vis(decoded)  # (N, C/2, h, w)
-    count, half, height, width = pixels.shape
+    (_, (first, *first_norm), _, (second, *second_norm), last) = projector.vis
+    x = decoded
+    for convolution, norm in ((first, first_norm), (second, second_norm)):
+        x = convolve_doubled(x, convolution.weight)
+        for step in norm:
+            x = step(x)
+    count, half, height, width = x.shape
     projected = projector.txt(sentence)
     kernel, bias = projected[:, :-1].reshape(count, half, 9), projected[:, -1]
-    flat = pixels.permute(0, 2, 3, 1).reshape(count, height * width, half)
-    taps = torch.bmm(flat, kernel.to(flat.dtype)).float().reshape(count, height, width, 9)
-    taps = F.pad(taps, (0, 0, 1, 1, 1, 1))
-    logits: Tensor = bias.float()[:, None, None]
-    for tap in range(9):
-        row, column = divmod(tap, 3)
-        logits = logits + taps[:, row : row + height, column : column + width, tap]
-    return logits[:, None]
+    mixed = torch.matmul(last.weight.flatten(1).T, kernel)  # with W, b the 1x1 convolution: k (W x + b) = (k W) x + k b
+    taps = torch.bmm(x.permute(0, 2, 3, 1).reshape(count, height * width, half), mixed.to(x.dtype)).float()
+    taps = taps + torch.matmul(last.bias, kernel).float()[:, None]  # (N, h w, 9)
+    # Folding adds patches where they overlap; a convolution looks the other way, so its taps are in reverse.
+    summed = F.fold(taps.flip(2).transpose(1, 2), (height, width), 3, padding=1)
+    return summed + bias.float()[:, None, None, None]
 
 
 def _project(projector: Projector, decoded: Tensor, sentence: Tensor) -> Tensor:

@@ -49,14 +49,15 @@ def forget_unseen(model: CRIS, seen: set[int]) -> int:
 @click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="A CRIS trained from scratch.")
 @click.option("--data", required=True, help="What it was trained on: FILE.jsonl, or scenes:SPLIT:LENGTH:SEED.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The checkpoint to write.")
-def main(checkpoint: Path, data: str, output: Path) -> None:
+@click.option("--compact", is_flag=True, help="Matrices in float16, zero rows left out: a quarter of the size.")
+def main(checkpoint: Path, data: str, output: Path, compact: bool) -> None:
     """Write `output`: `checkpoint` without the words that `data` does not have."""
     try:
         model = load_model(checkpoint)
         forgotten = forget_unseen(model, seen_tokens(open_source(data, by_image=True), model.architecture.word_len))
         content = read_checkpoint(checkpoint)
         kept = {key: content[key] for key in ("step", "metrics") if key in content}
-        save_model(output, model, **recorded(content), **kept)
+        save_model(output, model, compact=compact, **recorded(content), **kept)
     except CrisEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -127,11 +127,16 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_move(
 
 
 def test_the_taps_are_the_projector(tiny_run: Callable[..., Any]) -> None:
-    model = CRIS(tiny_run().architecture).eval()
+    model = CRIS(tiny_run().architecture).train()  # batch norm sees the batch that it would have seen
     decoded, sentence = torch.randn(3, 32, 4, 4), torch.randn(3, 32)
-    torch.testing.assert_close(
-        project_taps(model.proj, decoded, sentence), model.proj(decoded, sentence), atol=1e-5, rtol=1e-5
-    )
+    found, expected = project_taps(model.proj, decoded, sentence), model.proj(decoded, sentence)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    parameters, seen = tuple(model.proj.parameters()), torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, parameters, seen), torch.autograd.grad(expected, parameters, seen), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    model.eval()
     image, tokens = torch.randn(2, 3, 64, 64), torch.tensor([[9, 8, 7, 49407, 0]] * 4)
     torch.testing.assert_close(Network(model)(image, tokens)[0], model(image, tokens), atol=1e-4, rtol=1e-4)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from training.model import CRIS, Architecture
 from training.model.deploy import Resolution
 from training.model.neck import upsample2
-from training.model.upsampled import HalfResolution, LowResolution, shift_of_doubled
+from training.model.upsampled import HalfResolution, LowResolution, convolve_doubled, shift_of_doubled
 
 
 @pytest.mark.parametrize("side", [3, 4, 13])
@@ -25,6 +25,21 @@ def test_a_layer_is_exact(side: int) -> None:
     assert found.shape == (2, 4 * side * side, 5)
     torch.testing.assert_close(found.mT.unflatten(2, (2 * side, 2 * side)), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(HalfResolution(convolution, side)(x), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (4, 7), (14, 14)])
+def test_the_trained_form_and_its_gradients_are_exact(height: int, width: int) -> None:
+    torch.manual_seed(height)
+    x, weight = torch.randn(2, 6, height, width, requires_grad=True), torch.randn(5, 6, 3, 3, requires_grad=True)
+    expected = F.conv2d(upsample2(x), weight, padding=1)
+    found = convolve_doubled(x, weight)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    seen = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (x, weight), seen), torch.autograd.grad(expected, (x, weight), seen), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
 
 
 def test_a_doubled_line() -> None:

@@ -8,8 +8,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from cris_edge.errors import CheckpointError
 from cris_edge.tokenizer import Tokenizer
-from training.checkpoint import load_model, read_checkpoint, recorded, save_model
+from training.checkpoint import (
+    load_model,
+    read_checkpoint,
+    recorded,
+    save_model,
+    write_atomically,
+)
 from training.data.samples import open_source
 from training.model import CRIS, Architecture
 from training.vocabulary import main, seen_tokens
@@ -55,6 +62,29 @@ def test_known_sentences_mean_what_they_meant(checkpoint: Path, tmp_path: Path) 
     zero = (rows == 0).all(dim=1)
     assert int(zero.sum()) == len(rows) - len(seen)
     assert not zero[sorted(seen)].any()
+
+
+def test_the_compact_form_is_smaller_and_the_same_network(checkpoint: Path, tmp_path: Path) -> None:
+    plain, compact = tmp_path / "plain.pt", tmp_path / "compact.pt"
+    for output, options in ((plain, []), (compact, ["--compact"])):
+        arguments = ["--checkpoint", str(checkpoint), "--data", DATA, "--output", str(output), *options]
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert compact.stat().st_size < 0.4 * plain.stat().st_size
+    assert recorded(read_checkpoint(compact)) == recorded(read_checkpoint(plain))
+    for mine, theirs in zip(load_model(compact).parameters(), load_model(plain).parameters(), strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("ids", [None, torch.arange(3), torch.full((10_000,), 49408)])
+def test_rows_that_belong_nowhere_are_refused(checkpoint: Path, tmp_path: Path, ids: torch.Tensor | None) -> None:
+    save_model(tmp_path / "compact.pt", load_model(checkpoint), compact=True)
+    content = read_checkpoint(tmp_path / "compact.pt")
+    if ids is not None and len(ids) > 3:
+        ids = ids[: len(content["token_ids"])]
+    write_atomically(tmp_path / "broken.pt", {**content, "token_ids": ids})
+    with pytest.raises(CheckpointError, match=r"rows of the token table.*get the file again"):
+        load_model(tmp_path / "broken.pt")
 
 
 def test_errors_have_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,11 @@ def coordinates(height: int, width: int) -> Tensor:
     return torch.stack((x, y)).unsqueeze(0)
 
 
+def repeat_images(x: Tensor, times: int) -> Tensor:
+    """(B, C, h, w) -> (B * times, C, h, w), each image `times` in a row; in channels-last memory."""
+    return x.permute(0, 2, 3, 1).repeat_interleave(times, dim=0).permute(0, 3, 1, 2)
+
+
 class CoordConv(nn.Module):
     """3x3 convolution that also sees where it is (Liu et al., 2018)."""
 
@@ -72,7 +77,7 @@ class Neck(nn.Module):
         c3, c4, c5 = features
         # What does not see the sentence is computed once an image, however many sentences ask about it.
         visual = (F.avg_pool2d(self.f3_v_proj(c3), 2), self.f2_v_proj(c4), self.f1_v_proj(c5))
-        v3, v4, v5 = (v.repeat_interleave(len(sentence) // len(v), dim=0) for v in visual)
+        v3, v4, v5 = (repeat_images(v, len(sentence) // len(v)) for v in visual)
         gate = self.txt_proj(sentence)[:, :, None, None]  # (N, embed, 1, 1)
         f5 = self.norm_layer(v5 * gate)
         f4 = self.f2_cat(torch.cat((v4, upsample2(f5)), dim=1))

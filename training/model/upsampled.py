@@ -12,6 +12,8 @@ entries are whole quarters, which integers hold exactly. `benchmarks.taps` measu
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,11 +39,9 @@ class LowResolution(nn.Module):
         super().__init__()
         weight, bias = _weight_and_bias(convolution)
         self.width, self.side = convolution.out_channels, side
-        # A matrix (C, 3 D) for each row of the kernel; its columns are in the order (column of the kernel, D).
-        taps = weight.permute(2, 1, 3, 0).flatten(2)
-        self.products = nn.ParameterList(nn.Parameter(tap.clone(), requires_grad=False) for tap in taps)
+        self.products = nn.ParameterList(nn.Parameter(tap.clone(), requires_grad=False) for tap in _taps(weight))
         self.bias = nn.Parameter(bias.clone(), requires_grad=False)
-        self.register_buffer("rows", _shifts(side).transpose(0, 1).flatten(1).contiguous())  # tap, then place
+        self.register_buffer("rows", _rows(side))
         self.register_buffer("columns", _columns(side))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,6 +87,36 @@ class HalfResolution(nn.Module):
         return F.relu(torch.matmul(self.columns, taps)).permute(0, 3, 1, 2)
 
 
+def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
+    """A 3x3 convolution (padding 1, no bias) of a doubled map, differentiable: `LowResolution` for training.
+
+    Args:
+        x: (B, C, H, W), the map before it is doubled; fastest in channels-last memory.
+        weight: (D, C, 3, 3).
+
+    Returns:
+        (B, D, 2H, 2W), in channels-last memory.
+    """
+    height, width = x.shape[2:]
+    tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
+    products = torch.cat([torch.matmul(tokens, tap) for tap in _taps(weight)], dim=1)
+    rows, columns = (matrix.to(products) for matrix in _rows_and_columns(height, width))
+    doubled = torch.matmul(rows, products.reshape(len(x), 3 * height, -1)).reshape(
+        len(x), 2 * height, 3 * width, len(weight)
+    )
+    return torch.matmul(columns, doubled).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _rows_and_columns(height: int, width: int) -> tuple[Tensor, Tensor]:
+    return _rows(height), _columns(width)
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(D, C, 3, 3) -> a matrix (C, 3 D) for each row of the kernel; its columns are (column of the kernel, D)."""
+    return weight.permute(2, 1, 3, 0).flatten(2)
+
+
 def _weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
     assert convolution.kernel_size == (3, 3) and convolution.padding == (1, 1) and convolution.bias is not None
     return convolution.weight.detach(), convolution.bias.detach()
@@ -95,6 +125,11 @@ def _weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
 def _shifts(side: int) -> Tensor:
     """(3, 2 side, side): `shift_of_doubled` of each tap."""
     return torch.stack([shift_of_doubled(side, tap) for tap in range(3)])
+
+
+def _rows(side: int) -> Tensor:
+    """(2 side, 3 side), tap, then place: three lines of products doubled, shifted and added."""
+    return _shifts(side).transpose(0, 1).flatten(1).contiguous()
 
 
 def _columns(side: int) -> Tensor:
