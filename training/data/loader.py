@@ -190,7 +190,7 @@ def _start(loader: DataLoader[Any]) -> Any:
     try:
         return iter(loader)
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # None: set by other than Python, and lost by now
 
 
 def _told(error: Exception, iterator: Any) -> str:

@@ -30,7 +30,12 @@ def coordinates(height: int, width: int) -> Tensor:
 
 
 def repeat_images(x: Tensor, times: int) -> Tensor:
-    """(B, C, h, w) -> (B * times, C, h, w), each image `times` in a row; in channels-last memory."""
+    """(B, C, h, w) -> (B * times, C, h, w), each image `times` in a row.
+
+    The copies have their channels last in memory: in the usual order, everything after would be put in order again.
+    """
+    if times == 1:
+        return x
     return x.permute(0, 2, 3, 1).repeat_interleave(times, dim=0).permute(0, 3, 1, 2)
 
 
