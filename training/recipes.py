@@ -117,14 +117,14 @@ def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
         data = DataConfig(
             train="scenes:train", val="scenes:val:120:1", sentences_per_image=4, workers=1, mask_target="area"
         )
-        optimizer = replace(run.optimizer, dice_weight=1.0, restarts=(9000,))
+        optimizer = replace(run.optimizer, dice_weight=1.0)
         loop = replace(
             run.loop,
-            steps=11600,
+            steps=11700,
             batch_size=16,
             sizes=(128, 160, run.architecture.input_size),
-            size_shares=(2700, 2341, 6559),  # in steps
-            validate_every=800,
+            size_shares=(3500, 3200, 5000),  # in steps
+            validate_every=1600,
             checkpoint_every=100,
             log_every=25,
         )
