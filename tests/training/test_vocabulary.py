@@ -10,13 +10,7 @@ from click.testing import CliRunner
 
 from cris_edge.errors import CheckpointError
 from cris_edge.tokenizer import Tokenizer
-from training.checkpoint import (
-    load_model,
-    read_checkpoint,
-    recorded,
-    save_model,
-    write_atomically,
-)
+from training.checkpoint import load_model, read_checkpoint, recorded, save_model, write_atomically
 from training.data.samples import open_source
 from training.model import CRIS, Architecture
 from training.vocabulary import main, seen_tokens

@@ -200,9 +200,10 @@ def _told(error: Exception, iterator: Any) -> str:
     signals = {-worker.exitcode for worker in iterator._workers if worker.exitcode and worker.exitcode < 0}
     if signals:
         numbers = " and ".join(map(str, sorted(signals)))
+        why = ", as the system does when memory runs out" if 9 in signals else ""
         return (
-            f"a loader worker failed: it was killed by signal {numbers}, as the system does when memory runs out; "
-            "continue with --resume auto, and with fewer --workers if it happens again."
+            f"a loader worker failed: it was killed by signal {numbers}{why}; continue with --resume auto, and with "
+            "fewer --workers if it happens again."
         )
     return f"a loader worker failed: {str(error).strip() or repr(error)}"
 
