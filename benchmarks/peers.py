@@ -194,7 +194,6 @@ class Exporter:
         from runtimes import onnx_graph
         from runtimes.cost import multiply_accumulates
         from training.checkpoint import load_model
-        from training.network import project_taps
 
         model = load_model(self.checkpoint)
         size, length = model.architecture.input_size, model.architecture.word_len
@@ -205,7 +204,7 @@ class Exporter:
                 self.model = model
 
             def forward(self, image: Any, tokens: Any) -> Any:
-                return project_taps(self.model.proj, *self.model.decode(image, tokens))
+                return _product(self.model.proj, *self.model.decode(image, tokens))
 
         module = Product().eval() if correlation == "product" and model.architecture.contrastive else model
         inputs = {"image": torch.zeros(1, 3, size, size), "tokens": torch.zeros(1, length, dtype=torch.int64)}
@@ -213,6 +212,23 @@ class Exporter:
         graph = onnx_graph.trace("plain", module, inputs, ["logits"])
         onnx_graph.write(graph, Path(path))
         return {"macs": multiply_accumulates(graph), "input_size": size, "word_len": length}
+
+
+def _product(projector: Any, decoded: Any, sentence: Any) -> Any:
+    """The projector as it is written, its last convolution as a matrix product and nine shifted additions."""
+    import torch
+    from torch.nn import functional as F
+
+    pixels = projector.vis(decoded)  # (N, C/2, h, w)
+    count, half, height, width = pixels.shape
+    projected = projector.txt(sentence)
+    kernel, logits = projected[:, :-1].reshape(count, half, 9), projected[:, -1][:, None, None]
+    taps = torch.bmm(pixels.permute(0, 2, 3, 1).reshape(count, height * width, half), kernel)
+    taps = F.pad(taps.reshape(count, height, width, 9), (0, 0, 1, 1, 1, 1))
+    for tap in range(9):
+        row, column = divmod(tap, 3)
+        logits = logits + taps[:, row : row + height, column : column + width, tap]
+    return logits[:, None]
 
 
 def resident_memory() -> int | None:

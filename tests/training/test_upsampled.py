@@ -42,6 +42,14 @@ def test_the_trained_form_and_its_gradients_are_exact(height: int, width: int) -
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
 
 
+def test_nothing_of_an_inference_is_left_in_the_training_after_it() -> None:
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+    with torch.inference_mode():
+        convolve_doubled(x, weight)
+    convolve_doubled(x.clone(), weight.requires_grad_()).sum().backward()
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
 def test_a_doubled_line() -> None:
     middle = shift_of_doubled(3, 1)
     torch.testing.assert_close(middle[:3], torch.tensor([[1.0, 0, 0], [0.75, 0.25, 0], [0.25, 0.75, 0]]))

@@ -12,8 +12,6 @@ entries are whole quarters, which integers hold exactly. `benchmarks.taps` measu
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -100,16 +98,12 @@ def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
     height, width = x.shape[2:]
     tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
     products = torch.cat([torch.matmul(tokens, tap) for tap in _taps(weight)], dim=1)
-    rows, columns = (matrix.to(products) for matrix in _rows_and_columns(height, width))
+    # Made anew each time: kept, they would be kept from inside a tracer or `inference_mode` too. Their cost is nothing.
+    rows, columns = _rows(height).to(products), _columns(width).to(products)
     doubled = torch.matmul(rows, products.reshape(len(x), 3 * height, -1)).reshape(
         len(x), 2 * height, 3 * width, len(weight)
     )
     return torch.matmul(columns, doubled).permute(0, 3, 1, 2)
-
-
-@lru_cache(maxsize=16)
-def _rows_and_columns(height: int, width: int) -> tuple[Tensor, Tensor]:
-    return _rows(height), _columns(width)
 
 
 def _taps(weight: Tensor) -> Tensor:
