@@ -12,6 +12,8 @@ entries are whole quarters, which integers hold exactly. `benchmarks.taps` measu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,13 +46,8 @@ class LowResolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, S S, C) -> (B, 2S 2S, D)."""
-        side = self.side
-        # Three products and not one: joined along the rows, they are what the matrix of the rows takes.
-        taps = torch.cat([torch.matmul(x, tap) for tap in self.products], dim=1)
-        taps = taps.reshape(-1, 3 * side, side * 3 * self.width)
-        doubled = torch.matmul(self.rows, taps).reshape(-1, 2 * side, 3 * side, self.width)  # (B, 2S, (S, tap), D)
-        doubled = torch.matmul(self.columns, doubled)  # (B, 2S, 2S, D)
-        return F.relu(doubled + self.bias).reshape(-1, 4 * side * side, self.width)
+        doubled = _double(_multiply(x, self.products), self.rows, self.columns, self.width)  # (B, 2S, 2S, D)
+        return F.relu(doubled + self.bias).reshape(-1, 4 * self.side * self.side, self.width)
 
 
 class HalfResolution(nn.Module):
@@ -96,14 +93,24 @@ def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
         (B, D, 2H, 2W), in channels-last memory.
     """
     height, width = x.shape[2:]
-    tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
-    products = torch.cat([torch.matmul(tokens, tap) for tap in _taps(weight)], dim=1)
+    products = _multiply(x.permute(0, 2, 3, 1).flatten(1, 2), _taps(weight))
     # Made anew each time: kept, they would be kept from inside a tracer or `inference_mode` too. Their cost is nothing.
     rows, columns = _rows(height).to(products), _columns(width).to(products)
-    doubled = torch.matmul(rows, products.reshape(len(x), 3 * height, -1)).reshape(
-        len(x), 2 * height, 3 * width, len(weight)
-    )
-    return torch.matmul(columns, doubled).permute(0, 3, 1, 2)
+    return _double(products, rows, columns, len(weight)).permute(0, 3, 1, 2)
+
+
+def _multiply(tokens: Tensor, taps: Iterable[Tensor]) -> Tensor:
+    """Tokens (B, H W, C) and three matrices of `_taps` -> (B, 3 H W, 3 D), as `_double` takes them."""
+    # Three products and not one: joined along the rows, they are what the matrix of the rows takes.
+    return torch.cat([torch.matmul(tokens, tap) for tap in taps], dim=1)
+
+
+def _double(products: Tensor, rows: Tensor, columns: Tensor, depth: int) -> Tensor:
+    """(B, 3 H W, 3 D) -> (B, 2H, 2W, D): the products doubled, shifted and added, first along H, then along W."""
+    height, width = rows.shape[1] // 3, columns.shape[1] // 3
+    doubled = torch.matmul(rows, products.reshape(-1, 3 * height, width * 3 * depth))
+    doubled = doubled.reshape(-1, 2 * height, 3 * width, depth)  # (B, 2H, (W, tap), D)
+    return torch.matmul(columns, doubled)
 
 
 def _taps(weight: Tensor) -> Tensor:
