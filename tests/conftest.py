@@ -14,12 +14,22 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+TEST_DATA = ROOT / "tests" / "data"
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session", params=["tests/data", "shared/data/golden"])
+def golden(request: pytest.FixtureRequest) -> Path:
+    """A folder of numbers from the reference implementation: the part in the checkout, then all of them beside it."""
+    if request.param == "tests/data":
+        return TEST_DATA
+    shared: Path = request.getfixturevalue("shared_data")
+    return shared / "golden"
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,12 +243,17 @@ def clip_architecture(clip: State, path: str | os.PathLike[str] = "The CLIP file
 
 
 def infer_architecture(state: State, path: str | os.PathLike[str], given: Mapping[str, Any]) -> Architecture:
-    """The architecture of a CRIS state dict with public names; `given` holds what shapes cannot tell."""
-    layers = {int(name.split(".")[2]) for name in state if name.startswith("decoder.layers.")}
-    from_tensors: dict[str, Any] = {"decoder_layers": len(layers), "contrastive": "proj.txt.weight" in state}
+    """Infer the architecture of a CRIS state dict with public names; `given` holds what shapes cannot tell."""
+    layers = {name.split(".")[2] for name in state if name.startswith("decoder.layers.")}
+    sizes: dict[str, Any] = {"decoder_layers": len(layers), "contrastive": "proj.txt.weight" in state}
     if layers:
-        from_tensors["ffn_dim"] = _tensor(state, "decoder.layers.0.ffn.0.weight", path).shape[0]
-    return _backbone_architecture(state, path, {**given, **from_tensors})
+        sizes["ffn_dim"] = _shape(state, "decoder.layers.0.ffn.0.weight", 2, path)[0]
+    sizes["neck_width3"] = _shape(state, "neck.f3_v_proj.0.weight", 4, path)[0]
+    sizes["neck_width5"] = _shape(state, "neck.txt_proj.0.weight", 2, path)[0]
+    architecture = _backbone_architecture(state, path, {**given, **sizes})
+    # A width that has its default is not written down, so that an inferred and a configured architecture compare equal.
+    plain = replace(architecture, neck_width3=None, neck_width5=None)
+    return plain if plain.neck_widths == architecture.neck_widths else architecture
 
 
 def _backbone_architecture(state: State, path: str | os.PathLike[str], others: Mapping[str, Any]) -> Architecture:
@@ -255,18 +261,18 @@ def _backbone_architecture(state: State, path: str | os.PathLike[str], others: M
         prefix = f"backbone.visual.layer{number}."
         return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
-    def shape(name: str) -> torch.Size:
-        return _tensor(state, f"backbone.{name}", path).shape
+    def shape(name: str, dimensions: int) -> torch.Size:
+        return _shape(state, f"backbone.{name}", dimensions, path)
 
     blocks = {name.split(".")[3] for name in state if name.startswith("backbone.transformer.resblocks.")}
-    vocab_size, text_width = shape("token_embedding.weight")
+    vocab_size, text_width = shape("token_embedding.weight", 2)
     sizes: dict[str, Any] = {
         "vision_layers": (stage(1), stage(2), stage(3), stage(4)),
-        "vision_width": shape("visual.layer1.0.conv1.weight")[0],
-        "image_resolution": 32 * round((shape("visual.attnpool.positional_embedding")[0] - 1) ** 0.5),
-        "embed_dim": shape("text_projection")[1],
+        "vision_width": shape("visual.layer1.0.conv1.weight", 4)[0],
+        "image_resolution": 32 * round((shape("visual.attnpool.positional_embedding", 2)[0] - 1) ** 0.5),
+        "embed_dim": shape("text_projection", 2)[1],
         "vocab_size": vocab_size,
-        "context_length": shape("positional_embedding")[0],
+        "context_length": shape("positional_embedding", 2)[0],
         "text_width": text_width,
         "text_layers": len(blocks),
     }
@@ -279,6 +285,16 @@ def _tensor(state: State, name: str, path: str | os.PathLike[str]) -> Tensor:
             f"{path} has no tensor {name}, so it is no CRIS checkpoint; expected the names of the public CRIS code."
         )
     return state[name]
+
+
+def _shape(state: State, name: str, dimensions: int, path: str | os.PathLike[str]) -> torch.Size:
+    shape = _tensor(state, name, path).shape
+    if len(shape) != dimensions or 0 in shape:
+        raise CheckpointError(
+            f"{path} does not fit any CRIS: {name} is {tuple(shape)}, expected {dimensions} dimensions, none of them "
+            "0. Get the file again."
+        )
+    return shape
 
 
 def public_state(content: Mapping[str, Any], path: str | os.PathLike[str]) -> State:

@@ -34,9 +34,9 @@ def quietly(tokenizer: Tokenizer, text: str, length: int = 17) -> list[int]:
 
 
 @pytest.mark.parametrize("length", [17, 22, 77])
-def test_golden(tokenizer: Tokenizer, shared_data: Path, length: int) -> None:
-    lines = (shared_data / "golden" / "tokenizer.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) > 1000
+def test_golden(tokenizer: Tokenizer, golden: Path, length: int) -> None:
+    lines = (golden / "tokenizer.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 300
     for line in map(json.loads, lines):
         assert quietly(tokenizer, line["text"], length) == line[f"ids_{length}"], line["text"]
 

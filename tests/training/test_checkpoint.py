@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,41 @@ def test_round_trip_to_public_names_is_exact(model: CRIS, tmp_path: Path) -> Non
     after = public(load_model(tmp_path / "a.pth", word_len=8, decoder_heads=4, input_size=64))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_necks_widths_are_inferred(tmp_path: Path) -> None:
+    wide = CRIS(replace(SMALL, neck_width3=24, neck_width5=96)).eval()
+    torch.save({"state_dict": public(wide)}, tmp_path / "wide.pth")
+    loaded = load_model(tmp_path / "wide.pth", word_len=8, decoder_heads=4, input_size=64)
+    assert loaded.architecture == wide.architecture
+    assert loaded.architecture.neck_widths == (24, 64, 96)
+    assert_same_weights(loaded, wide)
+    save_model(tmp_path / "own.pth", wide)
+    assert load_model(tmp_path / "own.pth").architecture == wide.architecture
+
+
+def test_an_architecture_without_the_necks_widths_keeps_its_meaning() -> None:
+    before = {name: value for name, value in SMALL.to_dict().items() if not name.startswith("neck_")}
+    assert Architecture.from_dict(before) == SMALL
+    assert SMALL.neck_widths == (32, 64, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("neck.txt_proj.0.weight", (96,)),
+        ("neck.f3_v_proj.0.weight", (0, 128, 3, 3)),
+        ("backbone.text_projection", (64, 48, 1)),
+        ("backbone.token_embedding.weight", (60, 0)),
+        ("decoder.layers.0.ffn.0.weight", ()),
+    ],
+)
+def test_a_tensor_of_an_impossible_shape_is_named(
+    model: CRIS, tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    torch.save({"state_dict": public(model) | {name: torch.zeros(shape)}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=re.escape(f"{name} is {shape}, expected")):
+        load_model(tmp_path / "a.pth", word_len=8, decoder_heads=4)
 
 
 def test_own_checkpoint_carries_its_architecture(model: CRIS, tmp_path: Path) -> None:

@@ -47,11 +47,11 @@ class Images:
         return Example(str(index), self.images[index], ["a thing"], lambda _: self.truths[index])
 
 
-def test_pixels_masks_and_scores_are_the_references(shared_data: Path) -> None:
-    with np.load(shared_data / "golden" / "pre_post.npz") as file:
-        golden = {name: file[name] for name in file.files}
-    numbers = sorted({name.split("/")[0] for name in golden if "/" in name})
-    entries = [{key.split("/")[1]: value for key, value in golden.items() if key.startswith(n + "/")} for n in numbers]
+def test_pixels_masks_and_scores_are_the_references(golden: Path) -> None:
+    with np.load(golden / "pre_post.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    numbers = sorted({name.split("/")[0] for name in arrays if "/" in name})
+    entries = [{key.split("/")[1]: value for key, value in arrays.items() if key.startswith(n + "/")} for n in numbers]
     source = Images([e["bgr"][:, :, ::-1].copy() for e in entries], [e["gt"] > 0 for e in entries])
     predictor = Replay([e["logits"] for e in entries])
     report = score(predictor, source)

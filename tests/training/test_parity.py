@@ -33,6 +33,7 @@ class Golden:
         with np.load(arrays) as archive:
             self.arrays = {name: archive[name] for name in archive.files if name != "config_json"}
             self.config: dict[str, Any] = json.loads(str(archive["config_json"]))
+        self.moved = arrays.stem in ("cris_small_a", "cris_small_b")
         weights = {name[11:]: self[name] for name in self.arrays if name.startswith("state_dict/")}
         self.checkpoint = folder / f"{arrays.stem}.pth"
         torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in weights.items()}}, self.checkpoint)
@@ -53,10 +54,12 @@ class Golden:
     def model(self) -> CRIS:
         """The network that computed the eval-mode numbers.
 
-        The file's weights were saved after the training step, which had moved the running statistics of every batch
+        In files `a` and `b` the weights were saved after the training step, which had moved the running statistics of every batch
         norm one step (momentum 0.1) towards its batch; the eval-mode numbers come from before. The step is undone:
         the batch's statistics are what a momentum of 1 leaves behind.
         """
+        if not self.moved:
+            return self.trained()
         model, batch = self.trained(), without_dropout(self.trained()).train()
         for module in batch.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -78,9 +81,14 @@ def without_dropout(model: CRIS) -> CRIS:
     return model
 
 
-@pytest.fixture(scope="module", params=["a", "b"])
-def golden(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Golden:
-    return Golden(shared_data / "golden" / f"cris_small_{request.param}.npz", tmp_path_factory.mktemp("golden"))
+@pytest.fixture(scope="module", params=["tiny", "small_a", "small_b", "small_c"])
+def golden(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    """`tiny` and `small_c` have a neck wider than c5, as the reference's R101; `tiny` is part of the checkout."""
+    if request.param == "tiny":
+        folder = root / "tests" / "data"
+    else:
+        folder = request.getfixturevalue("shared_data") / "golden"
+    return Golden(folder / f"cris_{request.param}.npz", tmp_path_factory.mktemp("golden"))
 
 
 def assert_close(ours: Tensor, theirs: Tensor, name: str) -> None:
@@ -92,36 +100,34 @@ def assert_close(ours: Tensor, theirs: Tensor, name: str) -> None:
 def test_every_intermediate(golden: Golden) -> None:
     model, image, tokens = golden.model(), golden["image"], golden["tokens"]
     features = model.backbone.encode_image(image)
-    for name, feature in zip(("c3", "c4", "c5"), features, strict=True):
-        assert_close(feature, golden[name], name)
-    words, sentence = model.backbone.encode_text(tokens)
-    assert_close(words, golden["words"], "words")
-    assert_close(sentence, golden["sentence"], "sentence")
-
+    ours = dict(zip(("c3", "c4", "c5"), features, strict=True))
+    ours["words"], ours["sentence"] = words, sentence = model.backbone.encode_text(tokens)
     f3, f4, f5 = model.neck.pyramid(features, sentence)
-    for name, feature in (("f3", f3), ("f4", f4), ("f5", f5)):
-        assert_close(feature, golden[f"neck/{name}"], name)
-    assert_close(model.neck.aggregate(f3, f4, f5), golden["neck/aggregated"], "aggregated")
-    fused = model.neck(features, sentence)
-    assert_close(fused, golden["fused"], "fused")
+    ours |= {"neck/f3": f3, "neck/f4": f4, "neck/f5": f5, "neck/aggregated": model.neck.aggregate(f3, f4, f5)}
+    ours["fused"] = fused = model.neck(features, sentence)
 
     _, channels, height, width = fused.shape
     v_pos, t_pos = image_positions(height, width, channels), word_positions(tokens.shape[1], channels)
-    assert_close(v_pos.mT.reshape(1, channels, height, width), golden["decoder/image_positions"], "image positions")
-    assert_close(t_pos, golden["decoder/word_positions"], "word positions")
+    ours["decoder/image_positions"] = v_pos.mT.reshape(1, channels, height, width)
+    ours["decoder/word_positions"] = t_pos
     v = fused.flatten(2).mT
     for number, layer in enumerate(model.decoder.layers):
         v = layer(v, words, v_pos, t_pos, (tokens != 0)[:, None, None, :])
-        assert_close(v.mT.reshape(fused.shape), golden[f"decoder/layer{number}"], f"layer {number}")
-    decoded = model.decoder(fused, words, tokens == 0)
-    assert_close(decoded, golden["decoded"], "decoded")
+        ours[f"decoder/layer{number}"] = v.mT.reshape(fused.shape)
+    ours["decoded"] = decoded = model.decoder(fused, words, tokens == 0)
+    ours["projector/visual"], ours["projector/kernel"] = model.proj.vis(decoded), model.proj.txt(sentence)
+    ours["logits"] = model(image, tokens)
 
-    assert_close(model.proj.vis(decoded), golden["projector/visual"], "projector, visual")
-    assert_close(model.proj.txt(sentence), golden["projector/kernel"], "projector, kernel")
-    assert_close(model(image, tokens), golden["logits"], "logits")
+    theirs = [name for name in golden.arrays if not name.startswith(("state_dict/", "grad/"))]
+    theirs = [name for name in theirs if name not in ("image", "tokens", "mask", "train_loss")]
+    assert {"c5", "fused", "logits"} <= set(theirs)
+    for name in theirs:
+        assert_close(ours[name], golden[name], name)
 
 
 def test_training_loss_and_gradients(golden: Golden) -> None:
+    if "train_loss" not in golden.arrays:
+        pytest.skip(f"{golden.checkpoint.stem} holds no training step")
     model = without_dropout(golden.trained()).train()
     loss = text_to_pixel_loss(model(golden["image"], golden["tokens"]), golden["mask"])
     torch.testing.assert_close(loss, golden["train_loss"], rtol=1e-3, atol=0)

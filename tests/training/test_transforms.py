@@ -72,12 +72,12 @@ def test_a_flip_mirrors_image_mask_and_words_together_or_nothing() -> None:
     np.testing.assert_array_equal(unsafe["tokens"], kept["tokens"])
 
 
-def test_the_target_is_the_references_training_mask_where_the_loss_looks(shared_data: Path) -> None:
-    with np.load(shared_data / "golden" / "pre_post.npz") as golden:
-        numbers = sorted({name.split("/")[0] for name in golden if name.endswith("/train_mask")})
+def test_the_target_is_the_references_training_mask_where_the_loss_looks(golden: Path) -> None:
+    with np.load(golden / "pre_post.npz") as arrays:
+        numbers = sorted({name.split("/")[0] for name in arrays if name.endswith("/train_mask")})
         for number in numbers:
-            expected = golden[f"{number}/train_mask"]
-            truth = golden[f"{number}/gt"] > 0
+            expected = arrays[f"{number}/train_mask"]
+            truth = arrays[f"{number}/gt"] > 0
             letterbox = Letterbox.fit(*truth.shape, expected.shape[0])
             found = letterbox_mask(truth, letterbox)
             np.testing.assert_allclose(found, expected[::4, ::4], atol=1e-6)

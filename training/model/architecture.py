@@ -9,7 +9,7 @@ from cris_edge.errors import CheckpointError
 
 _COUNTS = (
     *("vision_width", "image_resolution", "embed_dim", "vocab_size", "context_length", "text_width", "text_layers"),
-    *("decoder_heads", "ffn_dim"),
+    *("neck_width3", "neck_width5", "decoder_heads", "ffn_dim"),
 )
 
 
@@ -17,8 +17,9 @@ _COUNTS = (
 class Architecture:
     """Sizes of a CRIS network; the defaults are CRIS-R50 at 416 pixels (paper, section 4.2).
 
-    The channels of neck, decoder and projector follow from these: ``C = text_width`` because the decoder attends
-    from image tokens to words without a projection between them (paper, equation 7).
+    ``C = text_width`` is the width of neck, decoder and projector, because the decoder attends from image tokens to
+    words without a projection between them (paper, equation 7). The neck's two other widths are free: the public code
+    uses 256 and 1024 for CRIS-R50 and CRIS-R101 alike, although the latter's embedding has 512 channels.
     """
 
     input_size: int = 416  # pixels, side of the square input; a multiple of 32
@@ -31,6 +32,8 @@ class Architecture:
     context_length: int = 77  # rows of the text encoder's positional embedding
     text_width: int = 512  # width of the text encoder, and C, the width of neck, decoder and projector
     text_layers: int = 12
+    neck_width3: int | None = None  # channels of the neck's projection of c3; None: text_width // 2
+    neck_width5: int | None = None  # channels of the neck's projections of c5 and the sentence; None: embed_dim
     decoder_layers: int = 3  # n of the paper's table 4
     decoder_heads: int = 8
     ffn_dim: int = 2048  # hidden width of the decoder's feed-forward network
@@ -49,7 +52,8 @@ class Architecture:
                 "example 3,4,6,3."
             )
         for name in _COUNTS:
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise CheckpointError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         if self.decoder_layers < 0 or not 0 <= self.dropout < 1:
             raise CheckpointError(
@@ -67,6 +71,11 @@ class Architecture:
             )
 
     @property
+    def neck_widths(self) -> tuple[int, int, int]:
+        """Channels of the neck's projections of c3, c4 and c5: ``fpn_out`` in the public code."""
+        return self.neck_width3 or self.text_width // 2, self.text_width, self.neck_width5 or self.embed_dim
+
+    @property
     def vision_heads(self) -> int:
         """Heads of the attention pool: CLIP gives each 64 channels."""
         return max(1, self.vision_width * 32 // 64)
@@ -77,10 +86,12 @@ class Architecture:
         return max(1, self.text_width // 64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers only, for a checkpoint or a manifest."""
+        """Return plain containers for a checkpoint or a manifest; fields that are None are left out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
-            for field in fields(self)
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None
         }
 
     @classmethod

@@ -119,7 +119,7 @@ class DeployImageEncoder(nn.Module):
         self.f3_cat = conv(f3_cat.weight[:, : self.f3_v_proj.out_channels], f3_cat.bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, S, S) -> visual5 (B, E, S/32, S/32), visual4 and visual3 (B, C, S/16, S/16)."""
+        """(B, 3, S, S) -> visual5 (B, D, S/32, S/32), visual4 and visual3 (B, C, S/16, S/16)."""
         x = F.relu(self.conv1(image))
         x = F.relu(self.conv2(x))
         x = F.relu(self.conv3(x))
@@ -218,7 +218,7 @@ class DeployTextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Tokens (B, L) int64 -> the tensors named by `output_names`.
 
-        sentence_scale (B, E, 1, 1); word_keys (B, n, heads, d, L), scaled by 1/sqrt(d); word_values
+        sentence_scale (B, D, 1, 1), D = neck_widths[2]; word_keys (B, n, heads, d, L), scaled by 1/sqrt(d); word_values
         (B, n, heads, L, d); padding_penalty (B, 1, 1, L), 0 or 1e4; kernel (B, 9, C/2), one row a tap; tap_bias
         (B, 9, 1); bias (B, 1, 1, 1).
         """
@@ -294,7 +294,7 @@ class DeployMaskDecoder(nn.Module):
         self.gate_shift = nn.Parameter(scale_and_shift(neck.norm_layer[0])[1][:, None, None], requires_grad=False)
         f2_cat, f3_cat, aggr = (conv_bn(cat[0], cat[1]) for cat in (neck.f2_cat, neck.f3_cat, neck.aggr))
         self.f2_cat = conv(f2_cat.weight[:, channels:], None)
-        self.f3_cat = conv(f3_cat.weight[:, channels // 2 :], None)
+        self.f3_cat = conv(f3_cat.weight[:, architecture.neck_widths[0] :], None)
         self.f4_proj3 = conv_bn(neck.f4_proj3[0], neck.f4_proj3[1])
         self.f4_proj4 = conv_bn(neck.f4_proj4[0], neck.f4_proj4[1])
         self.f4_proj5 = conv_bn(neck.f4_proj5[0], neck.f4_proj5[1])

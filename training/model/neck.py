@@ -58,15 +58,16 @@ class Neck(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        width, embed, channels = architecture.vision_width, architecture.embed_dim, architecture.text_width
-        self.txt_proj = nn.Sequential(nn.Linear(embed, embed, bias=False), nn.BatchNorm1d(embed), nn.ReLU())
-        self.f1_v_proj = conv_bn_relu(embed, embed, 1)
-        self.norm_layer = nn.Sequential(nn.BatchNorm2d(embed), nn.ReLU())
+        width, embed = architecture.vision_width, architecture.embed_dim
+        shallow, channels, deep = architecture.neck_widths
+        self.txt_proj = nn.Sequential(nn.Linear(embed, deep, bias=False), nn.BatchNorm1d(deep), nn.ReLU())
+        self.f1_v_proj = conv_bn_relu(embed, deep, 1)
+        self.norm_layer = nn.Sequential(nn.BatchNorm2d(deep), nn.ReLU())
         self.f2_v_proj = conv_bn_relu(width * 16, channels, 3)
-        self.f2_cat = conv_bn_relu(channels + embed, channels, 1)
-        self.f3_v_proj = conv_bn_relu(width * 8, channels // 2, 3)
-        self.f3_cat = conv_bn_relu(channels // 2 + channels, channels, 1)
-        self.f4_proj5 = conv_bn_relu(embed, channels, 3)
+        self.f2_cat = conv_bn_relu(channels + deep, channels, 1)
+        self.f3_v_proj = conv_bn_relu(width * 8, shallow, 3)
+        self.f3_cat = conv_bn_relu(shallow + channels, channels, 1)
+        self.f4_proj5 = conv_bn_relu(deep, channels, 3)
         self.f4_proj4 = conv_bn_relu(channels, channels, 3)
         self.f4_proj3 = conv_bn_relu(channels, channels, 3)
         self.aggr = conv_bn_relu(channels * 3, channels, 1)
@@ -83,7 +84,7 @@ class Neck(nn.Module):
         # What does not see the sentence is computed once an image, however many sentences ask about it.
         visual = (F.avg_pool2d(self.f3_v_proj(c3), 2), self.f2_v_proj(c4), self.f1_v_proj(c5))
         v3, v4, v5 = (repeat_images(v, len(sentence) // len(v)) for v in visual)
-        gate = self.txt_proj(sentence)[:, :, None, None]  # (N, embed, 1, 1)
+        gate = self.txt_proj(sentence)[:, :, None, None]  # (N, neck_width5, 1, 1)
         f5 = self.norm_layer(v5 * gate)
         f4 = self.f2_cat(torch.cat((v4, upsample2(f5)), dim=1))
         f3 = self.f3_cat(torch.cat((v3, f4), dim=1))
