@@ -21,7 +21,7 @@ def r50() -> RunConfig:
 
 
 def r101() -> RunConfig:
-    """CRIS-R101 as in the paper: CLIP's RN101 (23 blocks in stage three, 512-wide embedding), the neck as wide as R50's."""
+    """CRIS-R101 as in the paper: CLIP's RN101 (23 blocks in stage three, embedding 512), and the neck of R50."""
     architecture = Architecture(vision_layers=(3, 4, 23, 3), embed_dim=512, neck_width5=1024)
     return RunConfig(name="r101", architecture=architecture)
 

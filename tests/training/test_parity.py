@@ -54,9 +54,9 @@ class Golden:
     def model(self) -> CRIS:
         """The network that computed the eval-mode numbers.
 
-        In files `a` and `b` the weights were saved after the training step, which had moved the running statistics of every batch
-        norm one step (momentum 0.1) towards its batch; the eval-mode numbers come from before. The step is undone:
-        the batch's statistics are what a momentum of 1 leaves behind.
+        In files `a` and `b` the weights were saved after the training step, which had moved the running statistics of
+        every batch norm one step (momentum 0.1) towards its batch; the eval-mode numbers come from before. The step is
+        undone: the batch's statistics are what a momentum of 1 leaves behind.
         """
         if not self.moved:
             return self.trained()
@@ -85,10 +85,9 @@ def without_dropout(model: CRIS) -> CRIS:
 def golden(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Golden:
     """`tiny` and `small_c` have a neck wider than c5, as the reference's R101; `tiny` is part of the checkout."""
     if request.param == "tiny":
-        folder = root / "tests" / "data"
-    else:
-        folder = request.getfixturevalue("shared_data") / "golden"
-    return Golden(folder / f"cris_{request.param}.npz", tmp_path_factory.mktemp("golden"))
+        return Golden(root / "tests" / "data" / "cris_tiny.npz", tmp_path_factory.mktemp("golden"))
+    shared: Path = request.getfixturevalue("shared_data")
+    return Golden(shared / "golden" / f"cris_{request.param}.npz", tmp_path_factory.mktemp("golden"))
 
 
 def assert_close(ours: Tensor, theirs: Tensor, name: str) -> None:
