@@ -41,6 +41,7 @@ from runtimes.probes import Probes, draw, free_photos
 from runtimes.subject import Subject, entry, open_subject
 from training.checkpoint import sha256
 from training.data.samples import Source, open_source
+from training.download import fetch
 from training.model import Architecture
 
 logger = logging.getLogger("cris_edge.runtimes")
@@ -330,7 +331,12 @@ def _progress(options: Options) -> Iterator[Step]:
 
 
 @click.command(help=__doc__)
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A CRIS checkpoint, public or ours.")
+@click.option(
+    "--checkpoint",
+    required=True,
+    metavar="FILE",
+    help="A CRIS checkpoint: path, URL, or owner/name/file on the hub.",
+)
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle; must not exist.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of the weights.")
 @click.option("--runtimes", default=",".join(LOWERINGS), show_default=True, help="Names, separated by commas.")
@@ -350,7 +356,7 @@ def _progress(options: Options) -> Iterator[Step]:
 @click.option("--name", help="Of the model.  [default: the folder's]")
 @click.option("--description", help="One or two sentences: what the model knows, what not.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is at --output.")
-def main(checkpoint: Path, output: Path, runtimes: str, **others: Any) -> None:
+def main(checkpoint: str, output: Path, runtimes: str, **others: Any) -> None:
     """Read the command line."""
     try:
         names = tuple(dict.fromkeys(name.strip() for name in runtimes.split(",") if name.strip()))
@@ -360,7 +366,7 @@ def main(checkpoint: Path, output: Path, runtimes: str, **others: Any) -> None:
     # As Ctrl-C does: unwind, and so remove what was written so far.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: the export was terminated; nothing was written."))
     try:
-        export(checkpoint, output, options)
+        export(fetch(checkpoint), output, options)
     except CrisEdgeError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -1,7 +1,7 @@
-"""Checkpoints: reading every kind that carries CRIS or CLIP weights, writing our own, whole or not at all.
+"""Checkpoints: read every kind that holds CRIS or CLIP weights, and write our own atomically.
 
-Inside the project attention has separate q, k and v layers; on disk the names are those of the public CRIS checkpoints,
-in which they are one ``in_proj_weight``. `to_public` and `from_public` go between the two.
+In the project's modules attention has separate q, k and v layers. On disk the names are those of the public CRIS
+checkpoints, in which they are one ``in_proj_weight``. `to_public` and `from_public` convert between the two.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ State = dict[str, Tensor]
 
 _JOINED = re.compile(r"^(.*(?:\.attn|\.self_attn|\.multihead_attn))\.in_proj_(weight|bias)$")
 _SPLIT = re.compile(r"^(.*(?:\.attn|\.self_attn|\.multihead_attn))\.([qkv])_proj\.(weight|bias)$")
+# What data-parallel training and torch.compile put before every name, in any order.
+_WRAPPER = re.compile(r"^(?:module\.|_orig_mod\.)+")
 # CLIP's archives carry three numbers beside the weights, and its logit scale is the only other scalar.
 _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 _TABLE = "backbone.token_embedding.weight"
 _NEW_IN_CRIS = "visual.attnpool.connect."
-# What older trainers left beside the weights (their best score) are numpy scalars: data, no code.
+# Trainers store their best score beside the weights as a numpy scalar: data, not code.
 _NUMPY_SCALARS = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
 _NUMPY_SCALARS.append(np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar)
 
@@ -49,11 +51,13 @@ def load_model(
     decoder_heads: int | None = None,
     input_size: int | None = None,
 ) -> CRIS:
-    """A CRIS in eval mode from any CRIS checkpoint: a public one (with or without ``module.``) or our own.
+    """Load a CRIS in eval mode, float32, from any CRIS checkpoint: public, safetensors, or our own.
 
-    The architecture is inferred from the tensors. What shapes cannot tell is given: `word_len` (default 17),
-    `decoder_heads` (8), `input_size` (416, pixels). Our own checkpoints carry these, and an argument that disagrees
-    raises `CheckpointError`, as does a file of another kind, or one with missing or surplus tensors.
+    The architecture is inferred from the tensors. Shapes do not show `word_len` (default 17 tokens), `decoder_heads`
+    (8) and `input_size` (416 pixels); pass these. Our own checkpoints store them.
+
+    Raises:
+        CheckpointError: The file is of another kind, has missing or surplus tensors, or disagrees with an argument.
     """
     path = Path(path)
     given = {"word_len": word_len, "decoder_heads": decoder_heads, "input_size": input_size}
@@ -66,7 +70,7 @@ def load_model(
             carried = getattr(architecture, name)
             if value != carried:
                 raise CheckpointError(
-                    f"{path} was trained with {name} {carried}, and {value} was asked for; leave {name} out, or train "
+                    f"{path} was trained with {name} {carried}, and {value} was requested; leave {name} out, or train "
                     f"again with {value}."
                 )
     else:
@@ -79,8 +83,8 @@ def load_model(
 def save_model(path: str | os.PathLike[str], model: CRIS, *, compact: bool = False, **extra: Any) -> None:
     """Write `model` in our own format: public names, its architecture, and `extra` (plain containers and tensors).
 
-    With `compact` matrices are in float16, and of the token table only the rows that are not zero are kept, their ids
-    beside them: a quarter of the size where few words are known. It is read as any other, in float32.
+    With `compact`, matrices are stored as float16, and only the non-zero rows of the token table are kept, with their
+    ids: a quarter of the size where few words are known. Loading is the same, and gives float32.
     """
     state = to_public({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
     if compact:
@@ -98,12 +102,12 @@ def save_model(path: str | os.PathLike[str], model: CRIS, *, compact: bool = Fal
 
 
 def recorded(content: Mapping[str, Any]) -> dict[str, str]:
-    """What a checkpoint says about itself in words: its recipe, a description, what its logits learnt of the masks."""
+    """Return the texts stored in a checkpoint: recipe, description, and the training target of its logits."""
     return {key: content[key] for key in ("recipe", "description", "mask_target") if isinstance(content.get(key), str)}
 
 
 def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """``torch.save`` into a temporary file beside `path`, flushed to disk, then renamed: whole or not there at all."""
+    """Save with ``torch.save`` to a temporary file beside `path`, flush it to disk, and rename it."""
     path = Path(path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +117,7 @@ def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(OSError):  # as any other file, not for this user alone; some file systems cannot
+        with contextlib.suppress(OSError):  # the usual permissions, not the temporary file's; some file systems cannot
             mask = os.umask(0)
             os.umask(mask)
             os.chmod(temporary, 0o666 & ~mask)
@@ -121,13 +125,13 @@ def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch hides a full disk
         reason = getattr(cause, "strerror", None) or cause
-        raise CheckpointError(f"{path} could not be written ({reason}); what was there before stays.") from error
+        raise CheckpointError(f"{path} could not be written ({reason}); an existing file was kept.") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The file's SHA-256 in hexadecimal."""
+    """Return the file's SHA-256 in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
@@ -140,16 +144,18 @@ def _digest(file: Any) -> str:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The dictionary in a file that ``torch.save`` wrote, tensors on the CPU; no code in it is ever run."""
+    """Return the dictionary in a ``torch.save`` or safetensors file, tensors on the CPU; code in it is never run."""
     path = Path(path)
-    kind = _kind(path)
+    kind = file_kind(path)
+    if kind == "safetensors":
+        return _read_safetensors(path)
     if kind == "archive":
         raise CheckpointError(
             f"{path} is a CLIP archive (TorchScript), not a CRIS checkpoint; train from it with "
             "`python -m training.train --clip FILE`, then use the checkpoint that this writes."
         )
     if kind != "checkpoint":
-        raise CheckpointError(f"{path} is {kind}; expected a PyTorch checkpoint of CRIS (.pth or .pt).")
+        raise CheckpointError(f"{path} is {kind}; expected a checkpoint of CRIS (.pth, .pt or .safetensors).")
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -167,8 +173,20 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(content)
 
 
-def _kind(path: Path) -> str:
-    """What a file is, by its first bytes: 'checkpoint', 'archive' or a description for a message."""
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(f"{path} is a safetensors file; run `pip install safetensors` to read it.") from error
+    try:
+        return {"state_dict": load_file(path)}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or incomplete ({error}); download it again.") from error
+
+
+def file_kind(path: Path) -> str:
+    """Return what a file is by its first bytes: 'checkpoint', 'archive', 'safetensors', or a phrase for a message."""
     if path.is_dir():
         return "a folder"
     try:
@@ -191,21 +209,22 @@ def _kind(path: Path) -> str:
     if head[:1] == b"\x80":
         return "checkpoint"  # the pickle format of PyTorch before 1.6
     if head[8:9] == b"{":
-        return "a safetensors file"
+        return "safetensors"
     if head[:1] == b"\x08":
         return "an ONNX file"
     if head[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1"):
-        return "a picture"
+        return "an image"
     return "a file of another kind"
 
 
 def read_clip(path: str | os.PathLike[str]) -> State:
-    """CLIP's weights in float32 by CLIP's own names, from an archive as OpenAI distributes it or a plain state dict.
+    """Return CLIP's weights in float32 by CLIP's own names, from OpenAI's archive or a state dict.
 
-    Raises `CheckpointError` when the file is neither, or holds a CLIP with a vision transformer.
+    Raises:
+        CheckpointError: The file is neither, or holds a CLIP with a vision transformer.
     """
     path = Path(path)
-    if _kind(path) == "archive":
+    if file_kind(path) == "archive":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch announces the end of TorchScript; CLIP is distributed in it
             try:
@@ -216,7 +235,7 @@ def read_clip(path: str | os.PathLike[str]) -> State:
         content = read_checkpoint(path)
         state = content.get("state_dict", content)
     state = {
-        name.removeprefix("module."): tensor.float() if tensor.is_floating_point() else tensor
+        _WRAPPER.sub("", name): tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
         if isinstance(tensor, Tensor)
     }
@@ -229,7 +248,7 @@ def read_clip(path: str | os.PathLike[str]) -> State:
 
 
 def load_clip(model: CRIS, clip: State, path: str | os.PathLike[str] = "The CLIP file") -> None:
-    """Put CLIP's weights into the backbone; the residual `connect` and everything after it stay as initialized."""
+    """Load CLIP's weights into the backbone; the residual `connect` and all later layers stay as initialized."""
     state = from_public({f"backbone.{name}": tensor for name, tensor in clip.items()})
     wanted = {name: t for name, t in model.state_dict().items() if name.startswith("backbone.")}
     wanted = {name: t for name, t in wanted.items() if _NEW_IN_CRIS not in name}
@@ -238,7 +257,7 @@ def load_clip(model: CRIS, clip: State, path: str | os.PathLike[str] = "The CLIP
 
 
 def clip_architecture(clip: State, path: str | os.PathLike[str] = "The CLIP file", **given: Any) -> Architecture:
-    """The CRIS that fits a CLIP's weights; `given` sets what CLIP does not know (input_size, decoder_layers, ...)."""
+    """Return the architecture for CLIP's weights; `given` sets the rest (input_size, decoder_layers, ...)."""
     return _backbone_architecture({f"backbone.{name}": t for name, t in clip.items()}, path, given)
 
 
@@ -298,10 +317,14 @@ def _shape(state: State, name: str, dimensions: int, path: str | os.PathLike[str
 
 
 def public_state(content: Mapping[str, Any], path: str | os.PathLike[str]) -> State:
-    """The state dict in a checkpoint's content, ``module.`` taken off; raises `CheckpointError` when there is none."""
+    """Return the state dict of a checkpoint's content, without the prefixes ``module.`` and ``_orig_mod.``.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     state = content.get("state_dict", content)
     tensors = isinstance(state, Mapping) and {
-        str(name).removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)
+        _WRAPPER.sub("", str(name)): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)
     }
     if not tensors:
         found = ", ".join(sorted(map(str, content))[:6]) or "nothing"
@@ -311,7 +334,7 @@ def public_state(content: Mapping[str, Any], path: str | os.PathLike[str]) -> St
 
 
 def _with_whole_table(state: State, content: Mapping[str, Any], path: str | os.PathLike[str]) -> State:
-    """What the compact form leaves out of the token table, put back as zeros."""
+    """Restore the rows of the token table that the compact form leaves out: they are zero."""
     rows, ids = _tensor(state, _TABLE, path), content["token_ids"]
     count = Architecture.from_dict(content["architecture"]).vocab_size
     fits = isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.shape == rows.shape[:1] and len(ids) > 0
@@ -335,6 +358,12 @@ def load_public(model: CRIS, state: State, path: str | os.PathLike[str] = "The c
 
 
 def _require_same(state: State, wanted: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    if problems := differences(state, wanted):
+        raise CheckpointError(f"{path} does not fit this CRIS; {'; '.join(problems)}.")
+
+
+def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Return one phrase each for missing tensors, surplus ones, and those of another shape."""
     problems = []
     missing = sorted(set(wanted) - set(state) - {n for n in wanted if n.endswith("num_batches_tracked")})
     surplus = sorted(set(state) - set(wanted))
@@ -349,8 +378,7 @@ def _require_same(state: State, wanted: Mapping[str, Tensor], path: str | os.Pat
     ]
     if misshapen:
         problems.append(f"misshapen: {_listed(misshapen)}")
-    if problems:
-        raise CheckpointError(f"{path} does not fit this CRIS; {'; '.join(problems)}.")
+    return problems
 
 
 def _listed(names: list[str], limit: int = 20) -> str:
@@ -359,10 +387,19 @@ def _listed(names: list[str], limit: int = 20) -> str:
 
 
 def from_public(state: Mapping[str, Tensor]) -> State:
-    """Public names to ours: each joined q, k, v parameter becomes three."""
+    """Convert public names to ours: each joined q, k, v parameter becomes three.
+
+    Raises:
+        CheckpointError: A joined parameter cannot be split into three.
+    """
     ours: State = {}
     for name, tensor in state.items():
         if joined := _JOINED.match(name):
+            if tensor.ndim == 0 or tensor.shape[0] % 3 or not tensor.shape[0]:
+                raise CheckpointError(
+                    f"The tensor {name} is {tuple(tensor.shape)}, expected q, k and v joined along its first "
+                    "dimension; get the checkpoint again."
+                )
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
                 ours[f"{joined[1]}.{letter}_proj.{joined[2]}"] = part.clone()
         else:
@@ -371,7 +408,7 @@ def from_public(state: Mapping[str, Tensor]) -> State:
 
 
 def to_public(state: Mapping[str, Tensor]) -> State:
-    """Our names to public ones: q, k and v of an attention are joined into one parameter."""
+    """Convert our names to public ones: q, k and v of an attention are joined into one parameter."""
     public: State = {}
     for name, tensor in state.items():
         if (split := _SPLIT.match(name)) and "attnpool" not in name:

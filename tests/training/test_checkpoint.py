@@ -112,6 +112,7 @@ def test_an_architecture_without_the_necks_widths_keeps_its_meaning() -> None:
         ("backbone.text_projection", (64, 48, 1)),
         ("backbone.token_embedding.weight", (60, 0)),
         ("decoder.layers.0.ffn.0.weight", ()),
+        ("decoder.layers.0.self_attn.in_proj_weight", (2, 64)),
     ],
 )
 def test_a_tensor_of_an_impossible_shape_is_named(
@@ -130,7 +131,7 @@ def test_own_checkpoint_carries_its_architecture(model: CRIS, tmp_path: Path) ->
     assert loaded.architecture == SMALL
     assert_same_weights(loaded, model)
     assert load_model(path, decoder_heads=4).architecture.decoder_heads == 4
-    with pytest.raises(CheckpointError, match="decoder_heads 4, and 8 was asked for"):
+    with pytest.raises(CheckpointError, match="decoder_heads 4, and 8 was requested"):
         load_model(path, decoder_heads=8)
 
 
@@ -163,7 +164,7 @@ def test_files_of_another_kind(model: CRIS, tmp_path: Path) -> None:
     }
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
-    said = {"empty.pth": "an empty file", "cut.pth": "truncated", "text.pth": "another kind", "picture.pth": "picture"}
+    said = {"empty.pth": "an empty file", "cut.pth": "truncated", "text.pth": "another kind", "picture.pth": "an image"}
     for name in cases:
         with pytest.raises(CheckpointError, match=said.get(name, "damaged, cut short, or holds more")):
             load_model(tmp_path / name)
