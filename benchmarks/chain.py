@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
-from cris_edge.manifest import GraphSpec, TensorSpec
+from cris_edge.bundle.manifest import GraphSpec, TensorSpec
 from runtimes.cost import multiply_accumulates
 
 LAYERS = 6

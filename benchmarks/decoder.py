@@ -20,12 +20,12 @@ from benchmarks import harness
 from benchmarks.taps import PRECISIONS
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
-from cris_edge.benchmark_report import busy, device, load_average, table
+from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.rounds import Say, interleave
+from cris_edge.benchmark.worker import Worker
+from cris_edge.bundle.manifest import GraphSpec, TensorSpec
+from cris_edge.device.processor import physical_cores
 from cris_edge.errors import CrisEdgeError
-from cris_edge.machine import physical_cores
-from cris_edge.manifest import GraphSpec, TensorSpec
-from cris_edge.turns import Say, interleave
-from cris_edge.worker import Worker
 
 
 class Exporter:

@@ -23,15 +23,15 @@ import click
 
 from benchmarks.harness import milliseconds, tell
 from cris_edge.backends import registry
-from cris_edge.benchmark import SENTENCE, drawn_image
-from cris_edge.benchmark_report import busy, device, load_average, table
+from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.rounds import Say, Turns, interleave
+from cris_edge.benchmark.runner import SENTENCE, drawn_image
+from cris_edge.benchmark.spread import Spread
+from cris_edge.benchmark.worker import Worker
 from cris_edge.bundle import GRAPHS, Bundle
+from cris_edge.device.processor import physical_cores
 from cris_edge.errors import CheckpointError, CrisEdgeError, OptionError
 from cris_edge.files import write_whole
-from cris_edge.machine import physical_cores
-from cris_edge.spread import Spread
-from cris_edge.turns import Say, Turns, interleave
-from cris_edge.worker import Worker
 
 MEMBERS = ("nano", "tiny", "small", "r50", "r101")
 PYTORCH = "pytorch"

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from cris_edge.machine import physical_cores, processor_name
-from cris_edge.spread import Spread
-from cris_edge.turns import Say
+from cris_edge.benchmark.rounds import Say
+from cris_edge.benchmark.spread import Spread
+from cris_edge.device.processor import physical_cores, processor_name
 from training.device import choose_device
 from training.model import CRIS, Architecture
 

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import click
 
+from cris_edge.benchmark.rounds import Turns
+from cris_edge.benchmark.spread import Spread, ratio
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import write_whole
-from cris_edge.spread import Spread, ratio
-from cris_edge.turns import Turns
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Found = TypeVar("Found")

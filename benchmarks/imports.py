@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from benchmarks import harness
-from cris_edge.benchmark_report import busy, device, load_average, table
-from cris_edge.spread import Spread, ratio
+from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.spread import Spread, ratio
 
 # What an app writes first, the class that it then uses, and what both are held against.
 STATEMENTS = ("import numpy", "import cris_edge", "from cris_edge import Segmenter", "pass")

@@ -17,14 +17,14 @@ import numpy as np
 
 from benchmarks import harness
 from cris_edge.backends import registry
-from cris_edge.benchmark import SENTENCE, drawn_image
-from cris_edge.benchmark_report import busy, device, load_average, table
+from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.rounds import Say, Turns, interleave
+from cris_edge.benchmark.runner import SENTENCE, drawn_image
+from cris_edge.benchmark.spread import Spread, ratio
+from cris_edge.benchmark.worker import Worker
 from cris_edge.bundle import Bundle
+from cris_edge.device.processor import physical_cores
 from cris_edge.errors import CrisEdgeError, OptionError
-from cris_edge.machine import physical_cores
-from cris_edge.spread import Spread, ratio
-from cris_edge.turns import Say, Turns, interleave
-from cris_edge.worker import Worker
 
 PEERS = (
     "pytorch",

@@ -23,8 +23,8 @@ import torch
 from benchmarks import paper_tables
 from benchmarks.fps import Speed, measure
 from benchmarks.harness import tell
-from cris_edge.benchmark_report import busy, load_average, table
-from cris_edge.benchmark_report import device as machine
+from cris_edge.benchmark.results import busy, load_average, table
+from cris_edge.benchmark.results import device as machine
 from cris_edge.errors import CheckpointError, CrisEdgeError, DataError
 from cris_edge.files import write_whole
 from training.checkpoint import FORMAT, load_model, read_checkpoint

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from cris_edge.benchmark.worker import SegmenterSubject, numbered, peak_memory
 from cris_edge.image import MEAN, STD, load_image, postprocess, preprocess
 from cris_edge.result import Segmentation
 from cris_edge.tokenizer import Tokenizer
-from cris_edge.worker import SegmenterSubject, numbered, peak_memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Network = Callable[[Array, Array], Array]
@@ -146,7 +146,7 @@ def plain(
     # Neither torch nor onnx is imported in this process: its memory is the runtime's.
     from cris_edge.backends import registry
     from cris_edge.backends.base import BackendOptions
-    from cris_edge.manifest import GraphSpec, TensorSpec
+    from cris_edge.bundle.manifest import GraphSpec, TensorSpec
 
     inputs = (
         TensorSpec("image", (1, 3, input_size, input_size), "float32"),

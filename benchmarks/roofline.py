@@ -18,14 +18,14 @@ import click
 from benchmarks import harness
 from benchmarks.chain import SHAPES
 from cris_edge.backends import registry
-from cris_edge.benchmark import SENTENCE, drawn_image
-from cris_edge.benchmark_report import busy, device, load_average, table
+from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.rounds import Say, interleave
+from cris_edge.benchmark.runner import SENTENCE, drawn_image
+from cris_edge.benchmark.spread import Spread
+from cris_edge.benchmark.worker import Worker
 from cris_edge.bundle import GRAPHS, Bundle
+from cris_edge.device.processor import physical_cores
 from cris_edge.errors import CrisEdgeError
-from cris_edge.machine import physical_cores
-from cris_edge.spread import Spread
-from cris_edge.turns import Say, interleave
-from cris_edge.worker import Worker
 
 PRECISIONS = {"openvino": ("float32", "bfloat16", "int8"), "onnxruntime": ("float32", "int8")}
 
@@ -168,7 +168,7 @@ def measure(
                 for precision in ("auto", "float32"):
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
                     arguments = {"model": str(path), "options": options, "image": image, "sentence": SENTENCE}
-                    add(f"{manifest.name}, {runtime}", "cris_edge.worker:SegmenterSubject", arguments, macs)
+                    add(f"{manifest.name}, {runtime}", "cris_edge.benchmark.worker:SegmenterSubject", arguments, macs)
         gathered = interleave(workers, runs=runs, seconds=seconds, say=say) if workers else []
     chains: list[Rate] = []
     graphs: list[Rate] = []

@@ -17,11 +17,11 @@ from typing import Any
 import click
 
 from benchmarks import harness
-from cris_edge.benchmark_report import busy, device, load_average, table
+from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.rounds import Say, interleave
+from cris_edge.benchmark.worker import Worker, peak_memory
+from cris_edge.device.processor import physical_cores
 from cris_edge.errors import CrisEdgeError, RuntimeFailure
-from cris_edge.machine import physical_cores
-from cris_edge.turns import Say, interleave
-from cris_edge.worker import Worker, peak_memory
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {"precision": "float32"},
@@ -46,13 +46,13 @@ class Step:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in training.train; read when PyTorch is loaded
         import torch
 
+        from training.allocator import keep_memory
         from training.config import override
         from training.data.loader import Examples, collate
         from training.data.samples import open_source
         from training.data.transforms import Transform
         from training.distributed import join
         from training.engine import Trainer
-        from training.memory import keep_memory
         from training.recipes import recipe as named
 
         torch.set_num_threads(threads)

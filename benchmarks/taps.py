@@ -15,11 +15,11 @@ import click
 
 from benchmarks import harness
 from cris_edge.backends import registry
-from cris_edge.benchmark_report import busy, device, load_average, table
+from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.rounds import Say, interleave
+from cris_edge.benchmark.worker import Worker
+from cris_edge.device.processor import physical_cores
 from cris_edge.errors import CrisEdgeError
-from cris_edge.machine import physical_cores
-from cris_edge.turns import Say, interleave
-from cris_edge.worker import Worker
 
 # Channels in and out, and the side before doubling: the two layers of CRIS-R50 at 416 pixels.
 LAYERS = ((512, 512, 26), (512, 256, 52))

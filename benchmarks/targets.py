@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from benchmarks import harness
-from cris_edge.benchmark_report import table
+from cris_edge.benchmark.results import table
 from cris_edge.image import THRESHOLD, Letterbox, postprocess
 from cris_edge.metrics import iou
 from training.data.samples import Source, open_source

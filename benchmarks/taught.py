@@ -14,7 +14,7 @@ import click
 
 from benchmarks import trials
 from benchmarks.trials import Outcome, Trial
-from cris_edge.benchmark_report import table
+from cris_edge.benchmark.results import table
 from cris_edge.files import write_whole
 
 

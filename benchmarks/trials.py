@@ -25,16 +25,16 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Command, together
-from cris_edge.benchmark_report import device as machine
+from cris_edge.benchmark.results import device as machine
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import write_whole
+from training.allocator import keep_memory
 from training.checkpoint import load_model, read_checkpoint, sha256
 from training.config import RunConfig, option, override
 from training.data.samples import open_source
 from training.distributed import Processes, join
 from training.engine import LAST, StoppedError, Trainer
 from training.evaluate import TorchPredictor, score
-from training.memory import keep_memory
 from training.recipes import recipe
 
 logger = logging.getLogger("cris_edge.benchmarks")

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.coco import encode_rle
 from cris_edge.errors import InputError, OptionError
 from cris_edge.files import write_whole
 from cris_edge.image import THRESHOLD
-from cris_edge.overlay import draw_overlay
+from cris_edge.image.coco import encode_rle
+from cris_edge.image.overlay import draw_overlay
 
 _LOSSLESS = (".png",)
 _FORMATS = (".png", ".jpg", ".jpeg", ".webp")

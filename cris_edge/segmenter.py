@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cris_edge.backends.base import Array, Backend, BackendOptions, usable_cache
-from cris_edge.bundle import Bundle, embedded
-from cris_edge.engine import Engine, EngineInfo
+from cris_edge.backends.features import ImageFeatures, TextFeatures
+from cris_edge.backends.graphs import Engine, EngineInfo
+from cris_edge.bundle import Bundle, default_model
 from cris_edge.errors import InputError, OptionError, PromptError
-from cris_edge.features import ImageFeatures, TextFeatures
 from cris_edge.image import ImageSource, load_image, postprocess, preprocess
 from cris_edge.result import Segmentation
 
@@ -67,7 +67,7 @@ class Segmenter:
         cache_dir: str | os.PathLike[str] | None = "auto",
     ) -> None:
         if not isinstance(model, Bundle):
-            model = Bundle.open(embedded() if model is None else model, cache_dir=cache_dir)
+            model = Bundle.open(default_model() if model is None else model, cache_dir=cache_dir)
         self._bundle = model
         cache = usable_cache(cache_dir, model.digest) if isinstance(runtime, str) else None
         options = BackendOptions(device=device, precision=precision, threads=threads, hint=hint, cache_dir=cache)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cris_edge.errors import DataError
 from cris_edge.image import preprocess
 from cris_edge.tokenizer import Tokenizer
-from quantization.network import GRAPHS, DeployNetwork
+from quantization.deploy_network import GRAPHS, DeployNetwork
 from training.data.samples import Example, Source
 
 FEWEST = 8  # images: ranges seen on fewer say nothing about the next image

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import naming
 from cris_edge.image import THRESHOLD
-from quantization.checkpoint import load_quantized, save_quantized
-from quantization.network import DeployNetwork
+from quantization.deploy_network import DeployNetwork
+from quantization.quantized_checkpoint import load_quantized, save_quantized
 from training.checkpoint import read_checkpoint
 from training.data.loader import Batch, Examples, Order, batches
 from training.data.samples import Source

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantization.calibration import Calibration
-from quantization.network import DeployNetwork
+from quantization.deploy_network import DeployNetwork
 
 LEAST = 1e-3  # of the widest channel's range: a channel that is never on must not get an endless factor
 

@@ -19,10 +19,10 @@ import click
 
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import write_whole
-from quantization.checkpoint import load_float, save_quantized
 from quantization.distill import Settings
 from quantization.ladder import Ladder, Plan, Rung
 from quantization.post_training import TARGETS
+from quantization.quantized_checkpoint import load_float, save_quantized
 from quantization.sensitivity import Row, write_chart, write_table
 from training.checkpoint import sha256
 from training.data.samples import open_source

@@ -22,11 +22,11 @@ import torch
 from cris_edge.errors import OptionError
 from cris_edge.files import write_whole
 from quantization.calibration import Calibration, Part, halves
-from quantization.checkpoint import load_quantized, save_quantized
+from quantization.deploy_network import GRAPHS, DeployNetwork, Predictor
 from quantization.distill import Distillation, Settings
 from quantization.equalize import equalize
-from quantization.network import GRAPHS, DeployNetwork, Predictor
 from quantization.post_training import Scheme, quantize_module
+from quantization.quantized_checkpoint import load_quantized, save_quantized
 from quantization.sensitivity import grouped, measure
 from training.data.samples import Source
 from training.evaluate import score

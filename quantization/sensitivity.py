@@ -26,8 +26,8 @@ from cris_edge.errors import CrisEdgeError
 from cris_edge.image import THRESHOLD, postprocess, preprocess
 from cris_edge.metrics import iou
 from cris_edge.tokenizer import Tokenizer
+from quantization.deploy_network import DeployNetwork, Features
 from quantization.layout import groups
-from quantization.network import DeployNetwork, Features
 from quantization.quantizers import FakeQuantizer
 from training.data.samples import Example, Source
 
@@ -203,7 +203,7 @@ def write_chart(rows: Sequence[Row], path: Path, title: str) -> None:
 @click.option("--images", type=click.IntRange(1), default=32, show_default=True, help="Images to measure on.")
 def main(checkpoint: Path, data: str, output: Path, images: int) -> None:
     """Measure and write."""
-    from quantization.checkpoint import deploy, load_quantized
+    from quantization.quantized_checkpoint import deploy, load_quantized
     from training.data.samples import open_source
     from training.model import CRIS
 

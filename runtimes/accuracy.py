@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cris_edge.bundle.manifest import GraphSpec
 from cris_edge.errors import ExportError
 from cris_edge.image import THRESHOLD
-from cris_edge.manifest import GraphSpec
 from runtimes.agreement import compare
 from runtimes.network import Array, Network
 from runtimes.parity import compiled

@@ -23,8 +23,8 @@ from cris_edge.errors import CrisEdgeError
 from cris_edge.image import postprocess, preprocess
 from cris_edge.metrics import iou
 from cris_edge.tokenizer import Tokenizer
-from quantization.checkpoint import is_quantized, load_quantized
-from quantization.network import Predictor as DeployPredictor
+from quantization.deploy_network import Predictor as DeployPredictor
+from quantization.quantized_checkpoint import is_quantized, load_quantized
 from runtimes.quantized import in_form
 from training.checkpoint import load_model, read_checkpoint
 from training.data.samples import Source, open_source

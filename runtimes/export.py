@@ -25,10 +25,10 @@ import onnx
 from tqdm import tqdm
 
 from cris_edge.backends import registry
-from cris_edge.bundle import BundleWriter, embedded
+from cris_edge.bundle import BundleWriter, default_model
+from cris_edge.bundle.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.errors import CrisEdgeError, ExportError, OptionError, RuntimeMissingError
 from cris_edge.image import MEAN, STD, THRESHOLD
-from cris_edge.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.tokenizer import Tokenizer
 from runtimes import accuracy, npu_rules, onnx_graph, qnn, socs
 from runtimes.accuracy import NetworkPredictor
@@ -121,7 +121,7 @@ def export(checkpoint: Path, output: Path, options: Options, *, lowerings: Mappi
         given = {name: getattr(options, name) for name in ("word_len", "decoder_heads", "input_size")}
         subject = open_subject(checkpoint, options.precision, before=options.before, **given)
         architecture = subject.architecture
-        copyfile(embedded() / "tokenizer.json", writer.path / "tokenizer.json")
+        copyfile(default_model() / "tokenizer.json", writer.path / "tokenizer.json")
         tokenizer = Tokenizer(writer.path / "tokenizer.json")
         probes = draw(architecture.input_size, architecture.word_len, tokenizer, _photos(source))
         _require_vocabulary(probes, architecture, checkpoint)

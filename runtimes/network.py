@@ -11,8 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from cris_edge.bundle.manifest import GRAPHS
 from cris_edge.errors import ExportError
-from cris_edge.manifest import GRAPHS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Tensors = dict[str, Array]

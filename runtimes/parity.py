@@ -25,8 +25,8 @@ import torch
 
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
+from cris_edge.bundle.manifest import GRAPHS, GraphSpec
 from cris_edge.errors import ExportError
-from cris_edge.manifest import GRAPHS, GraphSpec
 from runtimes.network import Array, DeployModule, Network, Tensors, of_modules
 from runtimes.probes import Probes
 

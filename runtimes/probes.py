@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from cris_edge.image import preprocess
-from training.data.synthetic import SyntheticScenes
+from training.scenes.synthetic import SyntheticScenes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -21,9 +21,9 @@ from onnx import helper
 
 from cris_edge.backends import ort, qnn
 from cris_edge.backends.base import BackendOptions
+from cris_edge.bundle.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.errors import ExportError
 from cris_edge.image import preprocess
-from cris_edge.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.tokenizer import Tokenizer
 from quantization.quantizers import FakeQuantizer
 from runtimes import onnx_graph, qdq

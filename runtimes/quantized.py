@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from cris_edge.errors import ExportError
+from quantization.deploy_network import DeployNetwork
 from quantization.hooks import hook_storage
 from quantization.layout import calls
-from quantization.network import DeployNetwork
 from quantization.quantizers import quantizers
 from runtimes import onnx_graph
 from runtimes.integer_graph import lower

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from cris_edge.errors import ExportError, OptionError
 from cris_edge.image import THRESHOLD
-from quantization.checkpoint import is_quantized, load_float, load_quantized
-from quantization.network import DeployNetwork
-from quantization.network import Predictor as DeployPredictor
+from quantization.deploy_network import DeployNetwork
+from quantization.deploy_network import Predictor as DeployPredictor
+from quantization.quantized_checkpoint import is_quantized, load_float, load_quantized
 from runtimes import onnx_graph, quantized
 from runtimes.network import Array, DeployModule
 from runtimes.parity import Reference, check_deploy, check_storage, state_reduced

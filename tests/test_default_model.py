@@ -11,7 +11,7 @@ from cris_edge import Segmenter
 from cris_edge.backends import registry
 from cris_edge.image import load_image
 from cris_edge.metrics import iou
-from training.data.synthetic import draw_scene
+from training.scenes.synthetic import draw_scene
 
 # The examples are scenes of the validation split, so that what each sentence means can be drawn again.
 PICTURES = {"table.jpg": 70010, "hats.jpg": 70013}

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cris_edge.device.processor import usable_cores
 from cris_edge.errors import CheckpointError, OptionError
-from cris_edge.machine import usable_cores
 from training.checkpoint import clip_architecture, load_clip, load_public, public_state, read_checkpoint, read_clip
 from training.config import RunConfig
 from training.distributed import Processes
+from training.fast_network import Network
 from training.model import CRIS
-from training.network import Network
 from training.schedule import decayed_groups
 from training.shared_norm import share_batch_norm
 

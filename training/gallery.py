@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cris_edge.errors import OptionError
 from cris_edge.files import write_whole
 from cris_edge.image import THRESHOLD
-from cris_edge.overlay import draw_overlay
+from cris_edge.image.overlay import draw_overlay
 from cris_edge.tokenizer import Tokenizer
 from training.data.samples import Source
 from training.report import Case, Report

@@ -18,10 +18,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from cris_edge.errors import CrisEdgeError, OptionError
+from training.allocator import keep_memory
 from training.checkpoint import FORMAT, infer_architecture, public_state, read_checkpoint
 from training.config import GROUPS, RunConfig, option, override
 from training.distributed import join, leave
-from training.memory import keep_memory
 from training.model import Architecture
 from training.recipes import RECIPES, recipe
 

@@ -11,9 +11,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from numpy.typing import NDArray
 
+from cris_edge.bundle.manifest import GraphSpec, TensorSpec
+from cris_edge.device.caches import chosen_cache
+from cris_edge.device.processor import usable_cores
 from cris_edge.errors import BundleError, OptionError
-from cris_edge.machine import chosen_cache, usable_cores
-from cris_edge.manifest import GraphSpec, TensorSpec
 
 HINTS = ("latency", "throughput")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")

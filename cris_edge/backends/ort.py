@@ -17,9 +17,9 @@ from cris_edge.backends.base import (
     one_of,
     refuse_extra,
 )
+from cris_edge.bundle.manifest import GraphSpec, TensorSpec
+from cris_edge.device.processor import physical_cores, processor_name
 from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
-from cris_edge.machine import physical_cores, processor_name
-from cris_edge.manifest import GraphSpec, TensorSpec
 
 NAME = "onnxruntime"
 _SUFFIX = "ExecutionProvider"

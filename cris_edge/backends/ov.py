@@ -22,8 +22,8 @@ from cris_edge.backends.base import (
     one_of,
     refuse_extra,
 )
+from cris_edge.bundle.manifest import GraphSpec, TensorSpec
 from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
-from cris_edge.manifest import GraphSpec, TensorSpec
 
 NAME = "openvino"
 _TELEMETRY = "openvino_telemetry"

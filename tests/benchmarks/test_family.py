@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from benchmarks import family
 from benchmarks.family import MEMBERS, Family, Member, measure
+from cris_edge.benchmark.rounds import Turns
 from cris_edge.errors import OptionError
-from cris_edge.turns import Turns
 from training.recipes import RECIPES
 
 pytest.importorskip("onnxruntime")

@@ -6,7 +6,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from benchmarks.imports import BASE, STATEMENTS, main, measure
-from cris_edge.spread import Spread
+from cris_edge.benchmark.spread import Spread
 
 
 def test_what_takes_longer_is_found_to_take_longer() -> None:

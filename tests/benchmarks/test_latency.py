@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from benchmarks.latency import PEERS, Comparison, Entry, compare, main
 from benchmarks.peers import Exporter, plain, pytorch
-from cris_edge.benchmark import SENTENCE, drawn_image
+from cris_edge.benchmark.rounds import Turns
+from cris_edge.benchmark.runner import SENTENCE, drawn_image
 from cris_edge.errors import OptionError
-from cris_edge.turns import Turns
 from training.checkpoint import save_model
 from training.model import CRIS, Architecture
 

@@ -96,7 +96,7 @@ def test_recorded_accuracy(small_recipes: Tables, tmp_path: Path) -> None:
 
 
 def test_measured_accuracy(small_recipes: Tables, tmp_path: Path) -> None:
-    from training.data.synthetic import SyntheticScenes, write
+    from training.scenes.synthetic import SyntheticScenes, write
 
     write(tmp_path / "refcocog", SyntheticScenes("val", 2, 1, 96, 128))
     lines = tmp_path / "refcocog" / "val.jsonl"

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks.chain import Chain, chain
 from benchmarks.roofline import Rate, Roofline, main, measure
 from cris_edge.backends import ort, registry
-from cris_edge.spread import Spread
+from cris_edge.benchmark.spread import Spread
 from runtimes.cost import multiply_accumulates
 
 pytest.importorskip("onnxruntime")

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from cris_edge.worker import SegmenterSubject, peak_memory
+from cris_edge.benchmark.worker import SegmenterSubject, peak_memory
 
 
 class Probe:

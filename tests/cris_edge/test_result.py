@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as arrays
 
-from cris_edge.coco import decode_rle
 from cris_edge.errors import CrisEdgeError, InputError, OptionError
+from cris_edge.image.coco import decode_rle
 from cris_edge.result import Segmentation
 
 HEIGHT, WIDTH = 60, 90

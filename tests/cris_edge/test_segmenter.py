@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cris_edge import Segmenter, machine
+from cris_edge import Segmenter
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendInfo, BackendOptions
 from cris_edge.bundle import Bundle
+from cris_edge.device.processor import usable_cores
 from cris_edge.errors import (
     BundleError,
     ImageError,
@@ -373,7 +374,7 @@ def test_a_stream_keeps_order_and_bounds_memory(tiny: Path, runtime: str, hint: 
             red, blue = next(stream)
             assert (red.empty, blue.empty) == (number % 3 != 0, number % 3 != 2), number
             assert "text_encoder" not in red.timings
-            assert read <= number + 1 + machine.usable_cores() + 1
+            assert read <= number + 1 + usable_cores() + 1
         stream.close()  # type: ignore[attr-defined]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from cris_edge.bundle import BundleWriter, embedded
+from cris_edge.bundle import BundleWriter, default_model
 from cris_edge.image import MEAN, STD, preprocess
 from cris_edge.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ def build(target: Path, *, gain: float = 16.0, name: str = "tiny", **changes: An
     models = graphs(gain)
     with BundleWriter(target) as writer:
         _save(writer.path, models)
-        shutil.copyfile(embedded() / "tokenizer.json", writer.path / "tokenizer.json")
+        shutil.copyfile(default_model() / "tokenizer.json", writer.path / "tokenizer.json")
         _save_golden(writer.path, models)
         files = {graph: f"onnx/{graph}.onnx" for graph in models}
         writer.manifest = {

@@ -12,7 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from quantization.calibration import Calibration
-    from quantization.network import DeployNetwork
+    from quantization.deploy_network import DeployNetwork
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bare(checkpoint: Path) -> DeployNetwork:
     """The float network; not to be changed."""
-    from quantization.checkpoint import load_float
+    from quantization.quantized_checkpoint import load_float
 
     return load_float(checkpoint)[0]
 
@@ -89,9 +89,9 @@ def calibration(bare: DeployNetwork, data: Path) -> Calibration:
 @pytest.fixture(scope="session")
 def int8_file(bare: DeployNetwork, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network after post-training quantization, with SmoothQuant, as a file."""
-    from quantization.checkpoint import save_quantized
-    from quantization.network import GRAPHS, DeployNetwork
+    from quantization.deploy_network import GRAPHS, DeployNetwork
     from quantization.post_training import Scheme, quantize_module
+    from quantization.quantized_checkpoint import save_quantized
 
     modules = [quantize_module(bare.graphs[name], calibration.samples[name], Scheme(smooth=True)) for name in GRAPHS]
     path = tmp_path_factory.mktemp("int8") / "int8.pt"
@@ -102,6 +102,6 @@ def int8_file(bare: DeployNetwork, calibration: Calibration, tmp_path_factory: p
 @pytest.fixture
 def int8(int8_file: Path) -> DeployNetwork:
     """The same, rebuilt from the file for each test."""
-    from quantization.checkpoint import load_quantized
+    from quantization.quantized_checkpoint import load_quantized
 
     return load_quantized(int8_file)[0]

@@ -14,7 +14,7 @@ from quantization.calibration import Calibration, halves
 from training.data.samples import open_source
 
 if TYPE_CHECKING:
-    from quantization.network import DeployNetwork
+    from quantization.deploy_network import DeployNetwork
 
 
 def few(data: Path, count: int) -> Path:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from cris_edge.errors import OptionError
-from quantization.checkpoint import load_quantized
 from quantization.distill import Distillation, DivergedError, Settings
+from quantization.quantized_checkpoint import load_quantized
 from training.data.samples import open_source
 
 if TYPE_CHECKING:
-    from quantization.network import DeployNetwork
+    from quantization.deploy_network import DeployNetwork
 
 SETTINGS = Settings(steps=6, batch_size=4, sentences=1, learning_rate=1e-3, workers=0, checkpoint_every=2)
 

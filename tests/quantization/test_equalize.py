@@ -12,7 +12,7 @@ from quantization.equalize import equalize
 
 if TYPE_CHECKING:
     from quantization.calibration import Calibration
-    from quantization.network import DeployNetwork
+    from quantization.deploy_network import DeployNetwork
 
 
 @pytest.fixture

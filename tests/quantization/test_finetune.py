@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from cris_edge.errors import OptionError
-from quantization.checkpoint import load_quantized
 from quantization.distill import Settings
 from quantization.finetune import finetune, main
 from quantization.ladder import Ladder, Plan
+from quantization.quantized_checkpoint import load_quantized
 
 TUNING = Settings(steps=3, batch_size=4, sentences=1, workers=0)
 PLAN = Plan(max_drop=100, calibration=8, sensitivity_images=2, tuning=TUNING)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from cris_edge.errors import ExportError, OptionError
+from quantization.deploy_network import GRAPHS, DeployNetwork
 from quantization.hooks import hook_storage
 from quantization.layout import block, calls
-from quantization.network import GRAPHS, DeployNetwork
 from quantization.post_training import Scheme, quantize_module
 from quantization.quantizers import FakeQuantizer, Multiplier, hooks, quantizers
 

@@ -14,7 +14,7 @@ from training.data.samples import open_source
 
 if TYPE_CHECKING:
     from quantization.calibration import Calibration
-    from quantization.network import DeployNetwork
+    from quantization.deploy_network import DeployNetwork
     from quantization.sensitivity import Groups
 
 

@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
-from cris_edge.bundle import Bundle, embedded
+from cris_edge.bundle import Bundle, default_model
+from cris_edge.bundle.manifest import GRAPHS
 from cris_edge.image import preprocess
-from cris_edge.manifest import GRAPHS
 from runtimes import qdq, socs
 from runtimes.network import Array, Network, Tensors
 from runtimes.parity import mask_iou
@@ -72,8 +72,8 @@ def test_one_pair_through_the_emulator(tmp_path: Path) -> None:
     from runtimes.htp import Compiler
     from runtimes.qnn import OnCpu
 
-    bundle = Bundle.open(embedded(), cache_dir=None)
-    models = {name: in_float(embedded() / "onnx" / f"{name}.onnx") for name in GRAPHS}
+    bundle = Bundle.open(default_model(), cache_dir=None)
+    models = {name: in_float(default_model() / "onnx" / f"{name}.onnx") for name in GRAPHS}
     exact = Network({name: OnCpu(model.SerializeToString()) for name, model in models.items()})
     golden = bundle.golden()
     pairs = [

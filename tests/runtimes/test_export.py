@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
 
 from cris_edge.bundle import Bundle
+from cris_edge.bundle.manifest import GRAPHS
 from cris_edge.errors import CheckpointError, ExportError, OptionError, RuntimeMissingError
 from cris_edge.image import preprocess
-from cris_edge.manifest import GRAPHS
 from runtimes import onnx_graph
 from runtimes.accuracy import require
 from runtimes.export import Options, export, main

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from cris_edge.bundle import embedded
+from cris_edge.bundle import default_model
 from runtimes import npu_rules
 
 pytest.importorskip("openvino")
@@ -28,7 +28,7 @@ def write(path: Path, operator: str, shape: list, out: list, kind: int = TensorP
 
 @pytest.mark.parametrize("name", ["image_encoder", "text_encoder", "mask_decoder"])
 def test_the_embedded_model_keeps_the_rules(name):
-    assert npu_rules.check(name, embedded() / "onnx" / f"{name}.onnx").violations == ()
+    assert npu_rules.check(name, default_model() / "onnx" / f"{name}.onnx").violations == ()
 
 
 def test_a_dynamic_shape_is_named(tmp_path):

@@ -127,7 +127,7 @@ def test_the_htp_takes_the_whole_graph_and_the_emulator_computes_it(compiler, ra
     from cris_edge.backends import qnn as backends_qnn
     from cris_edge.backends import registry
     from cris_edge.backends.base import BackendOptions
-    from cris_edge.manifest import GraphSpec, TensorSpec
+    from cris_edge.bundle.manifest import GraphSpec, TensorSpec
 
     model = qdq.quantize(ranges, bits)
     helper.set_model_props(model, {backends_qnn.ACTIVATIONS: bits})
@@ -244,7 +244,7 @@ def test_a_checkpoint_becomes_a_bundle_that_the_emulator_runs(compiler, tmp_path
 
     from cris_edge import Segmenter
     from cris_edge.bundle import Bundle
-    from cris_edge.verification import verify
+    from cris_edge.doctor.verification import verify
     from runtimes.export import export
     from training.checkpoint import save_model
     from training.model import CRIS, Architecture

@@ -164,10 +164,10 @@ def test_a_layer_spared_stays_in_float(quantized: nn.Module, samples: list[tuple
 @pytest.mark.slow
 def test_a_network_in_both_runtimes_against_pytorch(tmp_path: Path) -> None:
     """All three graphs, lowered, compared and refused where they are not what they should be."""
-    from cris_edge.manifest import GRAPHS
+    from cris_edge.bundle.manifest import GRAPHS
     from cris_edge.tokenizer import Tokenizer
-    from quantization.checkpoint import deploy
-    from quantization.network import DeployNetwork
+    from quantization.deploy_network import DeployNetwork
+    from quantization.quantized_checkpoint import deploy
     from runtimes import onnx_graph, openvino_ir
     from runtimes.export import _spec
     from runtimes.network import example_inputs

@@ -17,9 +17,9 @@ from training.checkpoint import load_model, save_model, to_public
 from training.data.loader import Batch, Order
 from training.distributed import Processes, join
 from training.engine import DivergedError, Trainer
+from training.fast_network import Network, project_taps
 from training.losses import centred, segmentation_loss
 from training.model import CRIS, text_to_pixel_loss
-from training.network import Network, project_taps
 
 
 def run(config: Any, output: Path) -> Trainer:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cris_edge.errors import DataError
-from cris_edge.samples import read_samples
+from cris_edge.image.labelled import read_samples
 from training.data.refer import OFFICIAL, compare_with_published, read_pickle
 from training.prepare import main
 

@@ -12,7 +12,7 @@ from cris_edge.image import THRESHOLD, preprocess
 from cris_edge.metrics import iou
 from training.checkpoint import load_model, read_checkpoint, recorded
 
-WEIGHTS = "training/weights/embedded.pt"
+WEIGHTS = "training/weights/default.pt"
 BUNDLE = "cris_edge/models/default"
 
 

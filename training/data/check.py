@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cris_edge.errors import DataError
-from cris_edge.imageheader import read_header
-from cris_edge.samples import Sample
+from cris_edge.image.header import read_header
+from cris_edge.image.labelled import Sample
 from training.data.lines import write_lines
 
 Size = tuple[int, int]

@@ -1,0 +1,25 @@
+"""Bundles: loading, checking and writing; a bundle is a folder with three graphs, a tokenizer and a manifest."""
+
+from __future__ import annotations
+
+from cris_edge.bundle.default import default_model
+from cris_edge.bundle.folder import MANIFEST, Bundle, Golden
+from cris_edge.bundle.manifest import FORMAT, GRAPHS, FileRecord, GraphSpec, Manifest, TensorSpec
+from cris_edge.bundle.writer import BundleWriter
+
+__all__ = [
+    "FORMAT",
+    "GRAPHS",
+    "MANIFEST",
+    "Bundle",
+    "BundleWriter",
+    "FileRecord",
+    "Golden",
+    "GraphSpec",
+    "Manifest",
+    "TensorSpec",
+    "default_model",
+    "embedded",
+]
+
+embedded = default_model  # its name before the default model could have another origin

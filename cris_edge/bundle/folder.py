@@ -1,0 +1,178 @@
+"""A bundle: a folder with three graphs per runtime, a tokenizer, golden outputs and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cris_edge.bundle.integrity import inside, verify_files
+from cris_edge.bundle.manifest import GRAPHS, Manifest
+from cris_edge.device.caches import chosen_cache
+from cris_edge.errors import BundleError, OptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cris_edge.tokenizer import Tokenizer
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and what PyTorch gave for them when the bundle was written.
+
+    Attributes:
+        images: (N, S, S, 3) uint8 RGB.
+        tokens: (N, L) int64.
+        logits: (N, 1, S/4, S/4) float32.
+        prompts: The N sentences.
+        own_logits: By runtime, of the same shape: what PyTorch gave where it computed as that runtime does.
+        truth: (N, S, S) bool, the masks that the sentences mean; None in bundles of before.
+    """
+
+    images: NDArray[np.uint8]
+    tokens: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    prompts: tuple[str, ...]
+    own_logits: Mapping[str, NDArray[np.float32]]
+    truth: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A model folder that was found whole.
+
+    Attributes:
+        path: The folder, absolute.
+        manifest: What it says about itself.
+        digest: SHA-256 of the manifest, which holds the hash of every other file: two bundles with the same digest
+            are the same model.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        thorough: bool = False,
+        cache_dir: str | os.PathLike[str] | None = "auto",
+    ) -> Bundle:
+        """Check a model folder and read its manifest.
+
+        Every file that the manifest lists has to be there with the size and SHA-256 it had when it was written. A file
+        that was hashed before and whose size, times and inode are the same since is not hashed again. Files that the
+        manifest does not list are ignored.
+
+        Args:
+            path: The folder.
+            thorough: Whether to hash every file again.
+            cache_dir: Where to remember what was hashed: a folder, "auto" for the platform's, None for nowhere.
+
+        Raises:
+            BundleError: There is no bundle, it is of an unknown format, or a file is missing, changed or outside it.
+        """
+        folder = Path(path).expanduser()
+        if not folder.exists():
+            raise BundleError(f"There is no model folder {folder}; expected a folder with a {MANIFEST}.")
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is a file; expected a model folder, which has a {MANIFEST}.")
+        folder = folder.resolve()
+        try:
+            text = (folder / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            raise BundleError(f"{folder} is not a model folder: it has no {MANIFEST}.") from None
+        except OSError as error:
+            raise BundleError(f"The manifest in {folder} cannot be read: {error}.") from error
+        try:
+            manifest = Manifest.from_dict(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"The manifest in {folder} is not JSON ({error}); export the bundle again.") from error
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from error
+        bundle = cls(folder, manifest, hashlib.sha256(text).hexdigest())
+        verify_files(folder, manifest.files, bundle.digest, thorough=thorough, cache=chosen_cache(cache_dir))
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest lists."""
+        if name not in self.manifest.files:
+            raise BundleError(f"The bundle {self.path} lists no file {name!r}.")
+        return inside(self.path, name)
+
+    def graph_files(self, runtime: str) -> dict[str, Path]:
+        """The file of each of the three graphs for `runtime`.
+
+        Raises:
+            OptionError: The bundle holds nothing for that runtime.
+        """
+        files = self.manifest.runtimes.get(runtime)
+        if files is None:
+            raise OptionError(
+                f"The bundle {self.path} holds no graphs for the runtime {runtime!r}; "
+                f"it holds them for {', '.join(self.manifest.runtimes)}."
+            )
+        return {graph: self.file(files[graph]) for graph in GRAPHS}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the text encoder was trained with."""
+        from cris_edge.tokenizer import Tokenizer
+
+        return Tokenizer(self.file("tokenizer.json"))
+
+    def golden(self) -> Golden:
+        """The golden inputs and outputs.
+
+        Raises:
+            BundleError: The bundle carries none, or they do not have the shapes of its graphs.
+        """
+        from zipfile import BadZipFile
+
+        import numpy as np
+
+        manifest = self.manifest
+        if manifest.golden is None:
+            raise BundleError(f"The bundle {self.path} carries no golden outputs; export it again to have it checked.")
+        side, length = manifest.input_size, manifest.word_len
+        try:
+            with np.load(self.file(manifest.golden), allow_pickle=False) as arrays:
+                names = arrays.files
+                golden = Golden(
+                    arrays["image"],
+                    arrays["tokens"],
+                    arrays["logits"],
+                    manifest.golden_prompts,
+                    {runtime: arrays[name] for runtime in manifest.runtimes if (name := f"logits_{runtime}") in names},
+                    arrays["truth"] if "truth" in names else None,
+                )
+        except (KeyError, ValueError, EOFError, OSError, BadZipFile) as error:
+            raise BundleError(f"The golden outputs of {self.path} cannot be read: {error}.") from error
+        count = len(golden.images)
+        logits = (count, 1, side // 4, side // 4)
+        expected: list[tuple[str, NDArray[Any], tuple[int, ...], str]] = [
+            ("image", golden.images, (count, side, side, 3), "uint8"),
+            ("tokens", golden.tokens, (count, length), "int64"),
+            ("logits", golden.logits, logits, "float32"),
+        ]
+        expected += [(f"logits of {name}", array, logits, "float32") for name, array in golden.own_logits.items()]
+        if golden.truth is not None:
+            expected.append(("truth", golden.truth, (count, side, side), "bool"))
+        for name, array, shape, dtype in expected:
+            if array.shape != shape or array.dtype != dtype or count == 0:
+                raise BundleError(
+                    f"The golden {name} of {self.path} is {array.dtype}{list(array.shape)}; expected "
+                    f"{dtype}{list(shape)} and at least one."
+                )
+        return golden

@@ -1,0 +1,33 @@
+"""The command line: ``cris-edge predict``, ``benchmark``, ``info``, ``verify`` and ``doctor``.
+
+Exit status: 0 done; 2 wrong usage; 1 anything else, with one line on stderr. ``--json`` prints one JSON document on
+stdout and nothing else there.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from cris_edge import __version__
+from cris_edge.cli.benchmark import benchmark
+from cris_edge.cli.doctor import doctor
+from cris_edge.cli.info import info
+from cris_edge.cli.predict import predict
+from cris_edge.cli.program import Program
+from cris_edge.cli.verify import verify
+
+__all__ = ["main"]
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cris-edge")
+@click.option("--verbose", "-v", is_flag=True, help="Say on stderr what is done.")
+def main(verbose: bool) -> None:
+    """A sentence picks out one thing in a picture, on this device."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+for command in (predict, info, verify, doctor, benchmark):
+    main.add_command(command)

@@ -1,0 +1,62 @@
+"""The program around the commands: errors as one line and an exit status, warnings and progress on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import click
+
+from cris_edge.errors import CrisEdgeError
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Program(click.Group):
+    """The group of commands; turns every error into one line and an exit status."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command and, as a program does, exit with its status."""
+        run: Any = super().main
+        if not extra.pop("standalone_mode", True):
+            return run(*args, standalone_mode=False, **extra)
+        try:
+            status = run(*args, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except click.ClickException as error:
+            error.show()
+            status = error.exit_code
+        except BrokenPipeError:  # whoever reads the output has enough; nothing more is to be flushed into it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 1
+        except (CrisEdgeError, OSError, MemoryError) as error:
+            complain(str(error) or type(error).__name__)
+            status = 1
+        except click.Abort:
+            complain("interrupted")
+            status = 1
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def complain(message: str) -> None:
+    """Print an error on stderr, as one line."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def json_option(command: Command) -> Command:
+    """Add the option ``--json``, passed as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
+
+
+def progress(items: Iterable[T], label: str, length: int | None = None) -> Iterator[T]:
+    """The items, with a bar on stderr where that is a terminal and there are several."""
+    if length is None and isinstance(items, list):
+        length = len(items)
+    if length == 1 or not sys.stderr.isatty():
+        yield from items
+        return
+    with click.progressbar(items, length=length or None, label=label, file=sys.stderr) as bar:
+        yield from bar

@@ -1,0 +1,1 @@
+"""Facts about this device: processor, memory, cache folders."""

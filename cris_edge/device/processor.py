@@ -1,0 +1,113 @@
+"""The processor: its name, its instruction sets, and the cores that this process may use."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# What decides how fast float32, bfloat16 and int8 networks run; the names are the kernel's, in the order of reports.
+_INSTRUCTION_SETS = (
+    ("sse4_2", "SSE4.2"),
+    ("avx", "AVX"),
+    ("avx2", "AVX2"),
+    ("fma", "FMA"),
+    ("f16c", "F16C"),
+    ("avx_vnni", "AVX-VNNI"),
+    ("avx512f", "AVX-512F"),
+    ("avx512bw", "AVX-512BW"),
+    ("avx512_vnni", "AVX-512 VNNI"),
+    ("avx512_bf16", "AVX-512 BF16"),
+    ("avx512_fp16", "AVX-512 FP16"),
+    ("amx_tile", "AMX"),
+    ("amx_bf16", "AMX BF16"),
+    ("amx_int8", "AMX int8"),
+    ("asimd", "NEON"),
+    ("asimdhp", "NEON FP16"),
+    ("asimddp", "NEON dot product"),
+    ("i8mm", "NEON int8 matrix"),
+    ("bf16", "NEON BF16"),
+    ("sve", "SVE"),
+    ("sve2", "SVE2"),
+    ("sme", "SME"),
+)
+
+
+def platform_name() -> str:
+    """Operating system and architecture, as in "Linux x86_64"."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+def processor_name() -> str:
+    """The processor as it calls itself; its architecture where it does not say."""
+    if sys.platform == "linux":
+        names = _cpuinfo("model name")
+        if names:
+            return names[0]
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """The vector instruction sets that matter here; empty where the operating system does not tell."""
+    if sys.platform == "linux":
+        lines = _cpuinfo("flags") or _cpuinfo("Features")
+        flags = set(lines[0].split()) if lines else set()
+    elif sys.platform == "darwin":
+        flags = set(_sysctl("machdep.cpu.features").lower().replace(".", "_").split())
+        flags |= set(_sysctl("machdep.cpu.leaf7_features").lower().split())
+        if platform.machine() == "arm64":
+            flags.add("asimd")  # part of the architecture
+            for key, flag in (("DotProd", "asimddp"), ("FP16", "asimdhp"), ("I8MM", "i8mm"), ("BF16", "bf16")):
+                if _sysctl(f"hw.optional.arm.FEAT_{key}") == "1":
+                    flags.add(flag)
+    else:
+        return []
+    return [label for flag, label in _INSTRUCTION_SETS if flag in flags]
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    """Physical cores among `usable_cores`; where the operating system does not tell, as many as logical ones."""
+    if sys.platform == "linux":
+        siblings = set()
+        for core in os.sched_getaffinity(0):
+            path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+            try:
+                siblings.add(path.read_text())
+            except OSError:
+                return usable_cores()
+        return len(siblings)
+    if sys.platform == "darwin":
+        count = _sysctl("hw.physicalcpu")
+        return int(count) if count.isdecimal() else usable_cores()
+    return usable_cores()
+
+
+def _cpuinfo(key: str) -> list[str]:
+    try:
+        lines: Iterable[str] = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    pairs = (line.partition(":") for line in lines)
+    return [value.strip() for name, _, value in pairs if name.strip() == key]
+
+
+def _sysctl(name: str) -> str:
+    """One value of the kernel of macOS, or an empty string."""
+    import subprocess
+
+    try:
+        found = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()

@@ -1,0 +1,87 @@
+"""The quantized checkpoint: tensors and plain containers from which the three quantized modules are rebuilt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cris_edge.errors import CheckpointError
+from quantization.deploy_network import DeployNetwork
+from quantization.quantizers import describe, place
+from training.checkpoint import load_model, read_checkpoint, recorded, write_atomically
+from training.model import CRIS, Architecture
+from training.model.deploy import Resolution
+
+FORMAT = "cris-edge-quantized"
+VERSION = 2  # 1: the projector's convolutions at full resolution
+OWN = ("format", "version", "graphs", "resolution")  # keys of the file that are not told to who loads it
+
+
+def save_quantized(path: str | os.PathLike[str], network: DeployNetwork, **extra: Any) -> None:
+    """Write a quantized network whole or not at all; `extra` is plain containers and tensors."""
+    graphs = {
+        name: {
+            "hooks": describe(module),
+            "state": {key: tensor.detach().cpu() for key, tensor in module.state_dict().items()},
+        }
+        for name, module in network.graphs.items()
+    }
+    head = {"format": FORMAT, "version": VERSION, "architecture": network.architecture.to_dict()}
+    write_atomically(path, {**head, "resolution": network.mask_decoder.resolution, "graphs": graphs, **extra})
+
+
+def load_quantized(path: str | os.PathLike[str]) -> tuple[DeployNetwork, dict[str, Any]]:
+    """The network, in eval mode, and everything that was saved beside it.
+
+    Raises:
+        CheckpointError: The file is no quantized checkpoint, or of a newer version.
+    """
+    content = read_checkpoint(path)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not quantized; write a quantized checkpoint from it with `python -m quantization.finetune`."
+        )
+    if content.get("version", 0) > VERSION:
+        raise CheckpointError(
+            f"{path} is of version {content['version']}, and this version reads up to {VERSION}; update CRIS Edge."
+        )
+    try:
+        architecture = Architecture.from_dict(content["architecture"])
+        network = deploy(CRIS(architecture), content.get("resolution", "full"))
+        for name, module in network.graphs.items():
+            place(module, content["graphs"][name]["hooks"])
+            module.load_state_dict(content["graphs"][name]["state"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged or of another build ({reason}); quantize again.") from error
+    return network.eval(), {key: value for key, value in content.items() if key not in OWN}
+
+
+def is_quantized(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's content is a quantized network."""
+    return content.get("format") == FORMAT
+
+
+def load_float(path: Path, **given: int | None) -> tuple[DeployNetwork, dict[str, Any]]:
+    """The deployed network of a float checkpoint, and what it says about itself.
+
+    Raises:
+        CheckpointError: It is no CRIS checkpoint, or is quantized already.
+    """
+    content = read_checkpoint(path)
+    if is_quantized(content):
+        raise CheckpointError(
+            f"{path} is quantized already; give the float checkpoint that it was made from (--checkpoint)."
+        )
+    model = load_model(path, **given)
+    return deploy(model), recorded(content)
+
+
+def deploy(model: CRIS, resolution: Resolution = "half") -> DeployNetwork:
+    """The three deploy modules of a CRIS as a network in eval mode, in the form that is fastest in integers."""
+    with torch.no_grad():
+        return DeployNetwork(model.architecture, model.eval().deploy(resolution=resolution)).eval()

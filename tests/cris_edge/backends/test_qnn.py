@@ -1,0 +1,265 @@
+"""Qualcomm's HTP behind the seam, on its emulator; one small graph, so that a run takes a fraction of a second."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cris_edge.backends import registry
+from cris_edge.backends.base import BackendOptions
+from cris_edge.bundle.manifest import GraphSpec, TensorSpec
+from cris_edge.doctor.npu import drivers, prospects
+from cris_edge.doctor.verification import verify
+from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissingError
+
+CHANNELS, SIDE = 4, 8
+SPEC = GraphSpec(
+    (TensorSpec("x", (1, CHANNELS, SIDE, SIDE), "float32"),), (TensorSpec("y", (1, CHANNELS, SIDE, SIDE), "float32"),)
+)
+needs_provider = pytest.mark.skipif(
+    not registry.is_available("qnn"),
+    reason="Qualcomm's provider is not installed; it exists for Linux on x86-64 and Windows",
+)
+
+
+def quantized(operator: str = "Relu") -> onnx.ModelProto:
+    """An operator between quantizers of 8 bits, scale 1/32, zero at 128."""
+    constants = {"scale": np.array(1 / 32, np.float32), "zero": np.array(128, np.uint8)}
+    nodes = []
+    for name, operation in (("x", operator), ("made", None)):
+        nodes.append(helper.make_node("QuantizeLinear", [name, "scale", "zero"], [f"{name}_q"], f"quantize_{name}"))
+        out = "y" if operation is None else f"{name}_f"
+        nodes.append(helper.make_node("DequantizeLinear", [f"{name}_q", "scale", "zero"], [out], f"floats_{name}"))
+        if operation:
+            nodes.append(helper.make_node(operation, [out], ["made"], "the_operator"))
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SPEC.inputs[0].shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, SPEC.outputs[0].shape)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(model, {"activations": "int8"})
+    return model
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    target = tmp_path / "qnn" / "small.onnx"
+    target.parent.mkdir()
+    onnx.save(quantized(), target)
+    return target
+
+
+def inputs() -> dict[str, Any]:
+    return {"x": np.linspace(-3, 3, CHANNELS * SIDE * SIDE, dtype=np.float32).reshape(SPEC.inputs[0].shape)}
+
+
+def check(found: Mapping[str, Any]) -> None:
+    np.testing.assert_allclose(found["y"], np.maximum(inputs()["x"], 0), atol=1 / 32)
+
+
+def emulator(**options: Any) -> Any:
+    return registry.create("qnn", BackendOptions(device="emulator", **options))
+
+
+@needs_provider
+def test_a_graph_runs_whole_on_the_emulator(path: Path) -> None:
+    backend = emulator()
+    check(backend.compile(path, SPEC)(inputs()))
+    info = backend.info
+    assert (info.runtime, info.device, info.precision) == ("qnn", "emulator", "int8")
+
+
+@needs_provider
+def test_it_says_nothing_on_the_standard_output(path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\nfrom cris_edge.backends import registry\nfrom cris_edge.backends.base import *\n"
+        "from cris_edge.bundle.manifest import *\n"
+        "backend = registry.create('qnn', BackendOptions(device='emulator'))\n"
+        f"backend.compile(Path(sys.argv[1]), {SPEC!r})\nprint('here')"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run([sys.executable, "-c", code, str(path), root], check=True, timeout=100, capture_output=True)
+    assert done.stdout == b"here\n"
+
+
+def test_the_provider_is_imported_when_it_is_used() -> None:
+    code = (
+        "import sys, cris_edge.backends.qnn\n"
+        "assert not {'onnxruntime', 'onnxruntime_qnn'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).resolve().parents[2])
+
+
+@needs_provider
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "CPU"}, "no device 'CPU' here"),
+        ({"device": "emulator", "precision": "float32"}, "compute in integers"),
+        ({"device": "emulator", "threads": 1}, "only the CPU has threads"),
+        ({"device": "emulator", "extra": {"fallback": True}}, "no setting fallback; it knows cpu_fallback"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        registry.create("qnn", BackendOptions(**options))
+
+
+@needs_provider
+def test_a_graph_is_not_left_to_the_cpu_unasked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "small.onnx"
+    onnx.save(quantized("Erf"), path)  # an operator that the HTP does not have
+    with pytest.raises(DeviceError, match=r"emulator cannot run .*small\.onnx"):
+        emulator().compile(path, SPEC)
+    backend = emulator(extra={"cpu_fallback": True})
+    with caplog.at_level(logging.WARNING, "cris_edge"):
+        backend.compile(path, SPEC)(inputs())
+    assert "left to the CPU, as was allowed" in caplog.text
+    assert backend.info.device == "emulator, CPU"
+    assert "nodes left to the CPU" in backend.info.device_name
+
+
+@needs_provider
+def test_what_was_compiled_is_kept_and_found_again(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    wide = quantized()
+    helper.set_model_props(wide, {"activations": "int16"})
+    onnx.save(wide, path)
+    check(emulator(cache_dir=cache).compile(path, SPEC)(inputs()))
+    kept = list(cache.iterdir())
+    assert [file.suffix for file in kept] == [".onnx"]
+    monkeypatch.setattr("cris_edge.backends.qnn.QnnBackend._open", spy := _Spy())
+    again = emulator(cache_dir=cache)
+    again.compile(path, SPEC)
+    assert spy.opened == kept
+    assert again.info.precision == "int8+int16"
+
+
+class _Spy:
+    """Remembers which files are opened."""
+
+    def __init__(self) -> None:
+        from cris_edge.backends.qnn import QnnBackend
+
+        self.opened: list[Path] = []
+        self._open = QnnBackend._open
+
+    def __get__(self, backend: Any, _: Any = None) -> Any:
+        def opened(path: Path, compiled: Path | None = None) -> Any:
+            self.opened.append(path)
+            return self._open(backend, path, compiled)
+
+        return opened
+
+
+@needs_provider
+def test_a_binary_of_another_chip_gives_way_to_its_source(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    binary = path.parent / "SM8650" / path.name
+    binary.parent.mkdir()
+    node = helper.make_node(
+        "EPContext", ["x"], ["y"], domain="com.microsoft", embed_mode=1, ep_cache_context=b"of mars"
+    )
+    graph = helper.make_graph([node], "small", list(quantized().graph.input), list(quantized().graph.output))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("com.microsoft", 1)], ir_version=8), binary)
+    backend = emulator()
+    with caplog.at_level(logging.WARNING, "cris_edge"):
+        check(backend.compile(binary, SPEC)(inputs()))
+    assert "is compiled here instead" in caplog.text
+    assert backend.info.device_name == "small compiled here"
+    path.unlink()
+    with pytest.raises(DeviceError):
+        emulator().compile(binary, SPEC)
+
+
+@needs_provider
+def test_other_tensors_than_promised_are_refused(path: Path) -> None:
+    wrong = GraphSpec(SPEC.inputs, (TensorSpec("z", SPEC.outputs[0].shape, "float32"),))
+    with pytest.raises(BundleError, match="the manifest says z"):
+        emulator().compile(path, wrong)
+
+
+def test_without_the_package_the_line_to_install_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
+    with pytest.raises(RuntimeMissingError, match=r'pip install "cris-edge\[qnn\]"'):
+        registry.create("qnn", BackendOptions(device="NPU"))
+
+
+def test_runtimes_for_the_cpu_do_not_include_it() -> None:
+    assert "qnn" in registry.names()
+    assert "qnn" not in registry.available()
+
+
+def test_openvino_says_where_its_npu_comes_from() -> None:
+    pytest.importorskip("openvino")
+    from cris_edge.backends import ov
+
+    if any(device.startswith("npu") for device in ov.devices(ov.shared_core(ov.load()))):
+        pytest.skip("there is an NPU here")
+    with pytest.raises(OptionError, match="appears with its driver, which brings the compiler too"):
+        registry.create("openvino", BackendOptions(device="NPU"))
+
+
+def test_drivers_are_read_from_the_kernel(tmp_path: Path) -> None:
+    assert drivers(tmp_path) == ()
+    driver = tmp_path / "sys/bus/pci/drivers/intel_vpu"
+    driver.mkdir(parents=True)
+    device = tmp_path / "sys/class/accel/accel0/device"
+    device.mkdir(parents=True)
+    (device / "driver").symlink_to(driver)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/fastrpc-cdsp").touch()
+    assert drivers(tmp_path) == ("Intel NPU (driver intel_vpu, accel0)", "Qualcomm Hexagon (FastRPC)")
+
+
+def test_prospects_of_a_bundle() -> None:
+    from cris_edge.backends.base import DeviceReport
+    from cris_edge.doctor import RuntimeState
+
+    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(runtimes={"onnxruntime": {}, "qnn": {}, "openvino": {}}))
+    states = [
+        RuntimeState("onnxruntime", usable=True, devices=(DeviceReport("CPU"),)),
+        RuntimeState("qnn", usable=True, devices=(DeviceReport("emulator"),)),
+        RuntimeState("openvino", usable=False, advice="install it"),
+    ]
+    found = prospects(bundle, states, {"qnn": {"soc": "SM8650"}})
+    assert [(entry.runtime, entry.devices) for entry in found] == [
+        ("onnxruntime", ("CPU",)),
+        ("qnn", ("emulator",)),
+        ("openvino", ()),
+    ]
+    assert "SM8650" in found[1].message
+    assert found[2].message == "install it"
+
+
+@needs_provider
+def test_large_models_are_not_emulated_when_verified(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.cris_edge.tiny_bundle import build
+
+    folder = build(tmp_path / "large")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["runtimes"]["qnn"] = manifest["runtimes"].pop("openvino")
+    manifest["graphs"]["mask_decoder"]["macs"] = 40_000_000_000
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    report = verify(folder)
+    found = {check.runtime: check for check in report.checks}
+    assert found["qnn"].outcome == "not checked"
+    assert "40 billion operations" in found["qnn"].message
+    assert report.passed

@@ -1,0 +1,199 @@
+"""Words for a query: the ways people type it, long, short, and now and then with a typo."""
+
+from __future__ import annotations
+
+from random import Random
+
+from training.scenes.meaning import Noun, Query
+from training.scenes.scene import COLOURS
+
+MAX_WORDS = 13
+KIND_WORDS: dict[str, tuple[str, ...]] = {  # the first is the usual one
+    "mug": ("mug", "cup", "coffee mug"),
+    "pillow": ("pillow", "cushion"),
+    "shoe": ("shoe", "sneaker"),
+    "clock": ("clock", "alarm clock"),
+    "hat": ("hat",),
+    "lamp": ("lamp", "table lamp"),
+    "box": ("box", "open box"),
+    "ball": ("ball",),
+}
+PATTERN_WORDS = {
+    "striped": ("striped", "striped", "stripy"),
+    "dotted": ("dotted", "spotted", "polka dot"),
+    "plain": ("plain", "solid"),
+}
+PATTERN_TAILS = {
+    "striped": ("with stripes", "with the stripes"),
+    "dotted": ("with dots", "with spots", "with polka dots"),
+    "plain": ("without a pattern", "in one color"),
+}
+SIZE_WORDS = {"small": ("small", "little", "small"), "large": ("large", "big", "big")}
+BARE = ("one", "thing", "object")
+SIDE_TAILS: dict[str, tuple[str, ...]] = {
+    "left": ("on the left", "on left", "to the left", "on the left side", "at left", "far left", "left side"),
+    "right": ("on the right", "on right", "to the right", "on the right side", "at right", "far right", "right side"),
+    "top": ("at the top", "on top", "at top", "higher up"),
+    "bottom": ("at the bottom", "on the bottom", "at bottom", "lower down"),
+    "middle": ("in the middle", "in the center", "in middle", "center"),
+    "front": ("in front", "closest to us", "nearest to the camera", "in the front", "in the foreground"),
+    "back": ("in the back", "farthest away", "at the back", "in the background", "farthest from us"),
+}
+SIDE_HEADS: dict[str, tuple[str, ...]] = {
+    "left": ("left", "left", "leftmost", "far left"),
+    "right": ("right", "right", "rightmost", "far right"),
+    "top": ("top", "upper", "topmost"),
+    "bottom": ("bottom", "lower", "lowest"),
+    "middle": ("middle", "center"),
+    "front": ("front", "closest", "nearest"),
+    "back": ("back", "farthest"),
+}
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
+SUPERLATIVE_WORDS = {
+    "largest": ("largest", "biggest", "biggest"),
+    "smallest": ("smallest", "tiniest", "littlest"),
+    "tallest": ("tallest",),
+}
+RELATION_WORDS: dict[str, tuple[str, ...]] = {
+    "left of": ("left of", "to the left of", "on the left of", "on the left side of"),
+    "right of": ("right of", "to the right of", "on the right of", "on the right side of"),
+    "behind": ("behind", "right behind", "in back of", "that is behind"),
+    "in front of": ("in front of", "right in front of", "just in front of", "that is in front of"),
+    "closest to": ("closest to", "nearest to", "nearest", "close to", "that is closest to"),
+    "next to": ("next to", "beside", "by", "near", "right next to"),
+    "between": ("between", "in between", "that is between"),
+}
+_PROTECTED_TYPOS = frozenset((*COLOURS, "violet", "right", "bottom", "front"))
+
+
+def _kind(kind: str | None, rng: Random) -> str:
+    if kind is None:
+        return rng.choice(BARE)
+    words = KIND_WORDS.get(kind, (kind,))
+    return words[0] if rng.random() < 0.7 else rng.choice(words)
+
+
+def _colour(colour: str, rng: Random) -> str:
+    return "violet" if colour == "purple" and rng.random() < 0.12 else colour
+
+
+def noun_words(noun: Noun, rng: Random) -> str:
+    """Say what a thing is, without an article: "striped blue mug", "red one", "mug with dots"."""
+    front, tail = [], ""
+    if noun.size is not None:
+        front.append(rng.choice(SIZE_WORDS[noun.size]))
+    if noun.pattern is not None:
+        if noun.size is None and rng.random() < 0.22:
+            tail = " " + rng.choice(PATTERN_TAILS[noun.pattern])
+        else:
+            front.append(rng.choice(PATTERN_WORDS[noun.pattern]))
+    if noun.colour is not None:
+        front.insert(len(front) if rng.random() < 0.8 else 0, _colour(noun.colour, rng))
+    head = _kind(noun.kind, rng)
+    if noun.kind is not None and noun.colour is not None and len(front) == 1 and not tail and rng.random() < 0.04:
+        return f"{head} that is {front[0]}"
+    return " ".join([*front, head]) + tail
+
+
+def _short(query: Query, rng: Random) -> str:
+    """Say it as tersely as people do: "red one left", "bottom left", "left mug"."""
+    noun = query.noun
+    if query.test == "":
+        words = [_colour(noun.colour, rng)] if noun.colour else []
+        words = ([rng.choice(PATTERN_WORDS[noun.pattern])] if noun.pattern else []) + words
+        words = ([rng.choice(SIZE_WORDS[noun.size])] if noun.size else []) + words
+        if noun.kind or not words:
+            words.append(_kind(noun.kind, rng))
+        return " ".join(words)
+    body = noun_words(noun, rng)
+    if noun == Noun():
+        return query.test if rng.random() < 0.6 else f"{query.test} {body}"
+    if noun.kind is None and rng.random() < 0.4:
+        body = body.removesuffix(" one").removesuffix(" thing").removesuffix(" object")
+    return f"{body} {query.test}" if rng.random() < 0.5 else f"{query.test} {body}"
+
+
+def _place(query: Query, body: str, rng: Random) -> str:
+    if query.test in SIDE_TAILS:
+        if rng.random() < 0.36:
+            return f"{rng.choice(SIDE_HEADS[query.test])} {body}"
+        return f"{body} {rng.choice(SIDE_TAILS[query.test])}"
+    corner = query.test
+    forms = (
+        f"{body} at the {corner}",
+        f"{body} in the {corner}",
+        f"{body} {corner}",
+        f"{corner} {body}",
+        f"{body} in the {corner} corner",
+        f"{body} on the {corner}",
+    )
+    return rng.choice(forms)
+
+
+def _rank(query: Query, body: str, rng: Random) -> str:
+    forms: tuple[str, ...]
+    if query.rank == 1:
+        word = "leftmost" if query.side == "left" else "rightmost"
+        forms = (f"{word} {body}", f"{body} farthest {query.side}", f"first {body} from the {query.side}")
+    else:
+        n, s = ORDINALS[query.rank - 1], query.side
+        forms = (f"{n} {body} from the {s}", f"{n} {body} from {s}", f"{body} {n} from the {s}")
+        forms = (*forms[:2], *forms)
+    return rng.choice(forms)
+
+
+def _relation(query: Query, body: str, rng: Random) -> str:
+    anchors = [noun_words(a, rng) for a in query.anchors]
+    article = "the " if rng.random() < 0.8 else ""
+    if query.test == "between":
+        rng.shuffle(anchors)
+        return f"{body} {rng.choice(RELATION_WORDS['between'])} {article}{anchors[0]} and {article}{anchors[1]}"
+    return f"{body} {rng.choice(RELATION_WORDS[query.test])} {article}{anchors[0]}"
+
+
+def _typo(sentence: str, rng: Random, kept: frozenset[str]) -> str:
+    """Swap two adjacent letters inside one longer word; words of colour, kind and side are left alone."""
+    words = sentence.split()
+    long = [i for i, w in enumerate(words) if len(w) >= 5 and w not in kept]
+    if not long:
+        return sentence
+    i = rng.choice(long)
+    k = rng.randint(1, len(words[i]) - 3)
+    w = words[i]
+    words[i] = w[:k] + w[k + 1] + w[k] + w[k + 2 :]
+    return " ".join(words)
+
+
+def phrase(query: Query, family: str, rng: Random, kinds: frozenset[str] = frozenset(), typos: float = 0.02) -> str:
+    """Put a query into words.
+
+    Args:
+        query: what is meant.
+        family: "short" for the tersest form; any other name for the usual forms.
+        rng: decides among paraphrases.
+        kinds: words that a typo must not touch besides colours and sides.
+        typos: share of sentences with a typo.
+
+    Returns:
+        A lower-case sentence; it may exceed `MAX_WORDS`, which the caller checks.
+    """
+    if family == "short":
+        sentence = _short(query, rng)
+    else:
+        body = noun_words(query.noun, rng)
+        if query.test == "":
+            sentence = body
+        elif query.test == "rank":
+            sentence = _rank(query, body, rng)
+        elif query.test in SUPERLATIVE_WORDS:
+            sentence = f"{rng.choice(SUPERLATIVE_WORDS[query.test])} {body}"
+        elif query.test in RELATION_WORDS:
+            sentence = _relation(query, body, rng)
+        else:
+            sentence = _place(query, body, rng)
+        if rng.random() < 0.42:
+            sentence = "the " + sentence
+    if rng.random() < typos:
+        words = {w for options in KIND_WORDS.values() for o in options for w in o.split()}
+        sentence = _typo(sentence, rng, _PROTECTED_TYPOS | words | kinds)
+    return sentence
