@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cris_edge.errors import DataError
-from cris_edge.metrics import Scores, iou, overlap
+from cris_edge.metrics import GeneralizedScores, Scores, auroc, iou, overlap
 
 
 def mask(text: str) -> np.ndarray:
@@ -88,6 +89,43 @@ def test_overall_iou_of_empty_unions_is_zero() -> None:
     scores = Scores()
     scores.add_mask(np.zeros((2, 2), bool), np.zeros((2, 2), bool))
     assert scores.oIoU == 0.0
+
+
+def test_generalized_scores_by_hand() -> None:
+    scores = GeneralizedScores()
+    scores.add_mask(mask("####...."), mask("##......"))  # 2 / 4
+    scores.add_mask(mask("#######."), mask("########"))  # 7 / 8
+    scores.add_mask(mask("........"), mask("###....."))  # missed: 0 / 3
+    scores.add_mask(mask("........"), None)  # rejected
+    scores.add_mask(mask("#####..."), mask("........"))  # a false mask: 0 / 5
+    assert len(scores) == 5
+    assert (scores.n_acc, scores.t_acc) == (1 / 2, 2 / 3)
+    assert scores.gIoU == pytest.approx((2 / 4 + 7 / 8 + 0 + 1 + 0) / 5)
+    assert scores.cIoU == pytest.approx((2 + 7) / (4 + 8 + 3 + 5))
+    assert scores.precision(0.7) == scores.precision(0.875) == 1 / 3  # at the level counts, as in gRefCOCO
+    figures = scores.to_dict()
+    assert list(figures) == ["samples", "without_target", "N-acc", "T-acc", "gIoU", "cIoU", "Pr@70", "Pr@80", "Pr@90"]
+    assert figures["N-acc"] == 50 and figures["Pr@90"] == 0
+
+
+def test_generalized_scores_without_negatives() -> None:
+    scores = GeneralizedScores()
+    with pytest.raises(DataError, match="no masks have been scored"):
+        _ = scores.gIoU
+    scores.add_mask(mask("##.."), mask("##.."))
+    assert "N-acc" not in scores.to_dict() and scores.to_dict()["T-acc"] == 100
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40))
+def test_auroc_counts_pairs(pairs: list[tuple[int, bool]]) -> None:
+    positive = [score for score, label in pairs if label]
+    negative = [score for score, label in pairs if not label]
+    found = auroc([score for score, _ in pairs], [label for _, label in pairs])
+    if not positive or not negative:
+        assert math.isnan(found)
+        return
+    wins = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+    assert found == pytest.approx(wins / (len(positive) * len(negative)))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=64), st.randoms(use_true_random=False))

@@ -21,6 +21,7 @@ from training.data.lines import write_lines
 from training.scenes.backdrop import backdrop, camera, cast_shadows, clutter
 from training.scenes.describing import Reference, describe
 from training.scenes.drawing import sprite
+from training.scenes.generalized import Prompt, generalize
 from training.scenes.scene import COLOURS, SPLITS, Scene, SceneObject
 from training.scenes.shapes import KINDS
 
@@ -218,6 +219,7 @@ class SyntheticScenes:
         height: of the pictures in pixels.
         width: of the pictures in pixels.
         sentences_per_scene: every example has exactly so many; one may come twice where a scene allows fewer.
+        generalized: whether some prompts match nothing, or several objects (`training.scenes.generalized`).
 
     Raises:
         ValueError: an argument is out of range.
@@ -231,6 +233,8 @@ class SyntheticScenes:
         height: int = 240,
         width: int = 320,
         sentences_per_scene: int = 4,
+        *,
+        generalized: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; give one of {', '.join(SPLITS)}")
@@ -241,6 +245,7 @@ class SyntheticScenes:
             )
         self.split, self.length, self.seed = split, length, seed
         self.height, self.width, self.sentences_per_scene = height, width, sentences_per_scene
+        self.generalized = generalized
 
     def __len__(self) -> int:
         return self.length
@@ -260,10 +265,18 @@ class SyntheticScenes:
                 return scene, [*found, *(rng.choice(found) for _ in range(wanted - len(found)))]
         raise AssertionError(f"no sentence for example {index} of {self.split}, seed {self.seed}")
 
+    def prompts(self, index: int) -> tuple[Scene, list[Prompt]]:
+        """Return scene `index` and its prompts; where `generalized`, some match nothing or several objects."""
+        scene, references = self.example(index)
+        if not self.generalized:
+            return scene, [Prompt(r.sentence, (r.index,), r.family) for r in references]
+        return scene, generalize(scene, references, scene_rng(self.seed << 48 | index, self.split, stream=1))
+
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], list[str], list[NDArray[np.bool_]]]:
         """Return the picture (H, W, 3) uint8 RGB, its sentences, and for each a mask (H, W) bool."""
-        scene, references = self.example(index)
-        return scene.image, [r.sentence for r in references], [scene.mask(r.index) for r in references]
+        scene, prompts = self.prompts(index)
+        masks = [np.isin(scene.labels, [number + 1 for number in prompt.indices]) for prompt in prompts]
+        return scene.image, [prompt.sentence for prompt in prompts], masks
 
 
 def rle(mask: NDArray[np.bool_]) -> dict[str, list[int]]:

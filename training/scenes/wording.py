@@ -151,6 +151,34 @@ def _relation(query: Query, body: str, rng: Random) -> str:
     return f"{body} {rng.choice(RELATION_WORDS[query.test])} {article}{anchors[0]}"
 
 
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+
+
+def phrase_several(query: Query, count: int, rng: Random) -> str:
+    """Put a query about all objects of a kind into words: "all the red mugs", "the two hats", "both books".
+
+    Args:
+        query: what they are; its noun has a kind.
+        count: how many there are, at least 2.
+        rng: decides among paraphrases.
+    """
+    *front, head = noun_words(query.noun, rng).split()
+    body = " ".join([*front, plural(head)])
+    forms = [f"all the {body}", f"all {body}", f"all of the {body}", f"the {body}", body, f"every {query.noun.kind}"]
+    if query.noun.colour:
+        forms[-1] = f"every {query.noun.colour} {query.noun.kind}"
+    if count in NUMBERS:
+        forms += [f"the {NUMBERS[count]} {body}", f"{NUMBERS[count]} {body}"]
+    if count == 2:
+        forms += [f"both {body}", f"both of the {body}"]
+    return rng.choice(forms)
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a kind's name: "boxes", "umbrellas"."""
+    return f"{noun}es" if noun.endswith(("x", "s", "ch", "sh")) else f"{noun}s"
+
+
 def _typo(sentence: str, rng: Random, kept: frozenset[str]) -> str:
     """Swap two adjacent letters inside one longer word; words of colour, kind and side are left alone."""
     words = sentence.split()

@@ -1,0 +1,101 @@
+"""Prompts about a scene that mean nothing in it, or several objects at once: the generalized task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+
+from training.scenes.describing import Reference
+from training.scenes.meaning import MAYBE, NO, YES, Noun, Query, fits
+from training.scenes.scene import COLOURS, PATTERNS, Scene, SceneObject
+from training.scenes.shapes import KINDS
+from training.scenes.wording import MAX_WORDS, phrase, phrase_several
+
+NEGATIVES = 1 / 3
+"""Share of the prompts of a generalized scene that match nothing."""
+SEVERAL = 1 / 8
+"""Share of the prompts that mean several objects, where the scene has a group to name."""
+
+_SWAPS = (("colour", 45), ("kind", 35), ("pattern", 12), ("both", 8))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the objects it means.
+
+    Attributes:
+        sentence: lower case.
+        indices: of the objects, in ascending order; empty where nothing matches.
+        family: a key of `training.scenes.describing.FAMILIES`, "nothing" or "several".
+    """
+
+    sentence: str
+    indices: tuple[int, ...]
+    family: str
+
+
+def generalize(scene: Scene, references: list[Reference], rng: Random) -> list[Prompt]:
+    """Turn some of a scene's prompts into ones that match nothing or several objects.
+
+    A prompt that matches nothing is one of `references` with an attribute of its target swapped, so that no object of
+    the scene fits; everything else in it stays true.
+    """
+    prompts = []
+    for reference in references:
+        draw = rng.random()
+        made = None
+        if draw < NEGATIVES:
+            made = absent(scene, reference, rng)
+        elif draw < NEGATIVES + SEVERAL:
+            made = several(scene, rng)
+        prompts.append(made or Prompt(reference.sentence, (reference.index,), reference.family))
+    return prompts
+
+
+def absent(scene: Scene, reference: Reference, rng: Random, attempts: int = 40) -> Prompt | None:
+    """Return a prompt that matches nothing in `scene`, made from one that matches, or None where none was found."""
+    target = scene.objects[reference.index]
+    for _ in range(attempts):
+        noun = _swapped(reference.query.noun, target, rng)
+        # Relations keep their anchors; objects that are hidden count, so that no visible sliver makes the prompt true.
+        if any(fits(noun, thing) != NO for thing in scene.objects):
+            continue
+        sentence = phrase(replace(reference.query, noun=noun), reference.family, rng, typos=0.0)
+        if len(sentence.split()) <= MAX_WORDS:
+            return Prompt(sentence, (), "nothing")
+    return None
+
+
+def _swapped(noun: Noun, target: SceneObject, rng: Random) -> Noun:
+    names, weights = zip(*_SWAPS, strict=True)
+    swap = rng.choices(names, weights)[0]
+    # The size of something that is not there says nothing.
+    full = Noun(noun.kind or target.kind, noun.colour, noun.pattern)
+    if swap == "pattern":
+        other = rng.choice([pattern for pattern in PATTERNS if pattern != target.pattern])
+        return replace(full, pattern=other, colour=full.colour or target.colour)
+    if swap in ("kind", "both"):
+        full = replace(full, kind=rng.choice([kind for kind in KINDS if kind != target.kind]))
+    if swap in ("colour", "both"):
+        full = replace(full, colour=rng.choice([colour for colour in COLOURS if colour != target.colour]))
+    return full
+
+
+def several(scene: Scene, rng: Random) -> Prompt | None:
+    """Return a prompt that means all objects of one kind, or of one kind and colour, or None where there is no group.
+
+    At least two objects are meant, all of them clearly visible, and none that might or might not be meant is in the
+    scene.
+    """
+    nouns = {Noun(o.kind) for o in scene.objects} | {Noun(o.kind, o.colour) for o in scene.objects}
+    groups: list[tuple[Noun, list[SceneObject]]] = []
+    for noun in sorted(nouns, key=lambda noun: (str(noun.kind), str(noun.colour))):
+        states = [(thing, fits(noun, thing)) for thing in scene.objects if thing.visible]
+        group = [thing for thing, state in states if state == YES]
+        if len(group) >= 2 and all(thing.clear for thing in group) and all(state != MAYBE for _, state in states):
+            groups.append((noun, group))
+    if not groups:
+        return None
+    noun, group = rng.choice(groups)
+    indices = tuple(sorted(thing.index for thing in group))
+    return Prompt(phrase_several(Query(noun), len(group), rng), indices, "several")
