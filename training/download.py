@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cris_edge.errors import CheckpointError, OptionError
-from cris_edge.machine import cache_folder
+from cris_edge.device.caches import cache_folder
 from training.checkpoint import sha256
 
 HUB = "https://huggingface.co"
