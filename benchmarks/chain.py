@@ -1,17 +1,16 @@
-"""Chain: 3x3 convolutions one after the other and nothing else, the most that a runtime gets out of a processor."""
+"""Chains of 3x3 convolutions and nothing else: the highest throughput that a runtime reaches on this CPU."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.harness import timed
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
@@ -23,71 +22,46 @@ SHAPES = ((512, 26), (512, 52), (256, 52), (128, 104))
 LEVELS = 255  # of an unsigned byte
 
 
-class GraphSubject:
-    """A graph of one input `x` and one output `y` in a runtime, to be timed.
+class Chain:
+    """A chain compiled for one runtime, to be timed.
 
     Args:
-        path: ONNX file.
-        shapes: Of `x` and `y`, float32.
-        runtime: Its name.
-        precision: Of the arithmetic, as the runtime takes it.
-        threads: Of the processor.
-        macs: Multiply-accumulates of the graph.
-    """
-
-    def __init__(
-        self, path: str, shapes: Sequence[Sequence[int]], runtime: str, precision: str, threads: int, macs: int
-    ) -> None:
-        inside, outside = (TensorSpec(name, tuple(shape), "float32") for name, shape in zip("xy", shapes, strict=True))
-        self._backend = registry.create(runtime, BackendOptions(precision=precision, threads=threads))
-        self._compiled = self._backend.compile(Path(path), GraphSpec((inside,), (outside,)))
-        self._inputs = {"x": np.random.default_rng(0).random(inside.shape, np.float32)}
-        ran = self._backend.info
-        self.info: dict[str, Any] = {
-            "runtime": runtime,
-            "version": ran.version,
-            "precision": ran.precision,
-            "threads": ran.threads,
-            "macs": macs,
-        }
-
-    def turns(self, count: int) -> list[dict[str, float]]:
-        """Seconds of `count` runs; one more comes first and is not told."""
-        told = []
-        for number in range(count + 1):
-            began = perf_counter()
-            self._compiled(self._inputs)
-            seconds = perf_counter() - began
-            if number:
-                told.append({"whole": seconds, "next": seconds})
-        return told
-
-
-class Chain(GraphSubject):
-    """A chain in a runtime, to be timed.
-
-    Args:
-        runtime: Its name.
-        precision: Of the arithmetic, as the runtime takes it; "int8" for a quantized chain.
-        channels: Of every layer.
+        runtime: Runtime name.
+        precision: float32, bfloat16, or int8 for a quantized chain.
+        channels: Channels of every layer.
         side: Height and width of every layer, in pixels.
-        threads: Of the processor.
+        threads: CPU threads.
     """
 
     def __init__(self, runtime: str, precision: str, channels: int, side: int, threads: int) -> None:
         model = chain(channels, side, LAYERS, quantized=precision == "int8")
-        shape, asked = (1, channels, side, side), "auto" if precision == "int8" else precision
+        shape, computed = (1, channels, side, side), "auto" if precision == "int8" else precision
+        spec = GraphSpec((TensorSpec("x", shape, "float32"),), (TensorSpec("y", shape, "float32"),))
+        backend = registry.create(runtime, BackendOptions(precision=computed, threads=threads))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "chain.onnx"
             onnx.save(model, path)
-            super().__init__(str(path), (shape, shape), runtime, asked, threads, multiply_accumulates(model))
+            self._compiled = backend.compile(path, spec)
+            info = backend.info  # reads the file to see whether it is quantized
+        self._inputs = {"x": np.random.default_rng(0).random(shape, np.float32)}
+        self.info: dict[str, Any] = {
+            "runtime": runtime,
+            "version": info.version,
+            "precision": info.precision,
+            "threads": info.threads,
+            "macs": multiply_accumulates(model),
+        }
+
+    def turns(self, count: int) -> list[dict[str, float]]:
+        """Seconds of `count` runs, after one that does not count."""
+        return [{"whole": seconds, "next": seconds} for seconds in timed(lambda: self._compiled(self._inputs), count)]
 
 
 def chain(channels: int, side: int, layers: int, *, quantized: bool) -> onnx.ModelProto:
     """`layers` of convolution, bias and ReLU, (1, channels, side, side) -> the same.
 
-    Quantized: unsigned activations, signed weights with a scale per output channel, and a quantizer between all of
-    them, the form that both runtimes compute in integers from one end to the other.
+    Quantized: unsigned activations, signed weights with one scale per output channel, and a quantizer before every
+    layer, so that both runtimes compute the chain in integers from end to end.
     """
     random = np.random.default_rng(1)
     nodes: list[onnx.NodeProto] = []

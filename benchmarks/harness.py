@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeVar
 
 import click
@@ -45,6 +46,16 @@ def options(*, seconds: float, runs: int = 50) -> Callable[[Command], Command]:
         click.option("--seconds", default=seconds, show_default=True, help="For each, about."),
         written,
     )
+
+
+def timed(run: Callable[[], object], count: int) -> list[float]:
+    """Seconds of `count` calls, after one that does not count: it fills the caches and starts the threads."""
+    seconds = []
+    for _ in range(count + 1):
+        began = perf_counter()
+        run()
+        seconds.append(perf_counter() - began)
+    return seconds[1:]
 
 
 def tell(line: str) -> None:

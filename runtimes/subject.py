@@ -130,7 +130,7 @@ class FloatSubject:
         if self._last is None or self._last[0] != index:
             self._last = None
             module = self.modules[index]
-            if isinstance(module, DeployMaskDecoder):  # faster in every runtime and float precision: benchmarks.taps
+            if isinstance(module, DeployMaskDecoder):  # faster in every runtime and float precision: docs/decisions.md
                 module = module.at_resolution("low")
             self._last = index, onnx_graph.trace(name, module, inputs, module.output_names)
         return self._last[1]

@@ -60,7 +60,7 @@ FOREIGN = {
 }
 
 # Names that two modules still share; the list only gets shorter.
-KNOWN_TWINS = {"decoder", "qnn", "upsampled"}
+KNOWN_TWINS = {"qnn"}
 
 # Circles that are still to be taken apart; the list only gets shorter.
 KNOWN_CIRCLES = [

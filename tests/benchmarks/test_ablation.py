@@ -10,12 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from benchmarks import ablation, taught, trials
+from benchmarks import ablation, trials
 from benchmarks.trials import Outcome, Trial, difference, run, settings
 from cris_edge.errors import OptionError
 from training.checkpoint import load_model, save_model
 from training.engine import StoppedError, Trainer
-from training.model import CRIS
 
 pytest.importorskip("matplotlib")
 
@@ -135,25 +134,6 @@ def test_a_trial_that_was_stopped_continues(tmp_path: Path, monkeypatch: pytest.
     list(run([other], tmp_path, DATA[:1], device="cpu"))
     after = json.loads((tmp_path / "one" / "scores.json").read_text())
     assert after["checkpoint"] != before["checkpoint"]
-
-
-def test_alone_and_taught(tmp_path: Path) -> None:
-    changes = {**trials.settings([f"{name}={value}" for name, value in SMALL.items()]), "text_width": "64"}
-    torch.manual_seed(0)
-    save_model(tmp_path / "teacher.pt", CRIS(trials.plan("nano-scenes", 1, changes).architecture))
-    text = ask(taught.main, ["--teacher", str(tmp_path / "teacher.pt"), *arguments(tmp_path)]).stdout
-    with (tmp_path / "results" / "taught.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["trial"] for row in rows[::2]] == ["teacher", "alone", "taught"]
-    assert rows[0]["steps"] == "" and int(rows[0]["parameters"]) > int(rows[2]["parameters"])
-    assert rows[2]["parameters"] == rows[4]["parameters"]
-    configs = [json.loads((tmp_path / "runs" / name / "config.json").read_text()) for name in ("alone", "taught")]
-    assert configs[1]["start"].pop("teacher") == str(tmp_path / "teacher.pt")
-    configs[0]["start"].pop("teacher")
-    assert configs[0] == configs[1]
-    losses = [(tmp_path / "runs" / name / "metrics.jsonl").read_text() for name in ("alone", "taught")]
-    assert json.loads(losses[0].splitlines()[0])["loss"] < json.loads(losses[1].splitlines()[0])["loss"]
-    assert "taught less alone" in text
 
 
 def test_wrong_words_are_refused(tmp_path: Path) -> None:

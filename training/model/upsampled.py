@@ -7,7 +7,7 @@ convolution sees zeros and the upsampling repeats the last pixel.
 
 `LowResolution` does so in both directions, for runtimes that compute in float; `HalfResolution` for the columns alone,
 for integers: what is left is an integer convolution, one more tensor to quantize, and a product with a matrix whose
-entries are whole quarters, which integers hold exactly. `benchmarks.taps` measures both against other forms.
+entries are whole quarters, which integers hold exactly. docs/decisions.md has the measurements.
 """
 
 from __future__ import annotations
