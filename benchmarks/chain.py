@@ -52,7 +52,7 @@ class Chain:
             "macs": multiply_accumulates(model),
         }
 
-    def turns(self, count: int) -> list[dict[str, float]]:
+    def measure(self, count: int) -> list[dict[str, float]]:
         """Seconds of `count` runs, after one that does not count."""
         return [{"whole": seconds, "next": seconds} for seconds in timed(lambda: self._compiled(self._inputs), count)]
 

@@ -24,8 +24,8 @@ import click
 from benchmarks.harness import milliseconds, tell
 from cris_edge.backends import registry
 from cris_edge.benchmark.results import busy, device, load_average, table
-from cris_edge.benchmark.rounds import Say, Turns, interleave
-from cris_edge.benchmark.runner import SENTENCE, drawn_image
+from cris_edge.benchmark.rounds import LatencySamples, Progress, interleave
+from cris_edge.benchmark.runner import PROMPT, synthetic_image
 from cris_edge.benchmark.spread import Spread
 from cris_edge.benchmark.worker import Worker
 from cris_edge.bundle import GRAPHS, Bundle
@@ -61,7 +61,7 @@ class Member:
     embeddings: int
     macs: dict[str, int]
     accuracy: float | None = None
-    turns: dict[str, Turns] = field(default_factory=dict)
+    turns: dict[str, LatencySamples] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
 
@@ -264,7 +264,7 @@ def measure(
     runs: int = 30,
     seconds: float = 20.0,
     architecture: dict[str, Any] | None = None,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
 ) -> Family:
     """Export and measure every member in one run.
 
@@ -290,7 +290,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="cris-edge-family-") as temporary, ExitStack() as stack:
         place = folder or Path(temporary)
         place.mkdir(parents=True, exist_ok=True)
-        common = {"image": str(drawn_image(Path(temporary))), "sentence": SENTENCE}
+        common = {"image": str(synthetic_image(Path(temporary))), "sentence": PROMPT}
         workers: list[tuple[Member, str, Worker]] = []
         for name in members:
             given = checkpoints / f"{name}.pt" if checkpoints else None
@@ -335,7 +335,7 @@ def measure(
                 member.versions[runtime] = str(worker.info["version"])
                 workers.append((member, runtime, worker))
         if workers:
-            gathered = interleave([worker for *_, worker in workers], runs=runs, seconds=seconds, say=say)
+            gathered = interleave([worker for *_, worker in workers], runs=runs, seconds=seconds, progress=say)
             for (member, runtime, worker), turns in zip(workers, gathered, strict=True):
                 member.turns[runtime] = turns
                 member.memory[runtime] = worker.ask("memory")["peak"]

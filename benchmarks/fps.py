@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cris_edge.benchmark.rounds import Say
+from cris_edge.benchmark.rounds import Progress
 from cris_edge.benchmark.spread import Spread
 from cris_edge.device.processor import physical_cores, processor_name
 from training.device import choose_device
@@ -48,7 +48,7 @@ def measure(
     threads: int | None = None,
     precision: str = "float32",
     rounds: int = 8,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
 ) -> tuple[dict[tuple[str, int], Speed], dict[str, Any]]:
     """Time networks with random weights, in eval mode, at their input size.
 
@@ -95,7 +95,7 @@ def measure(
     return speeds, setting
 
 
-def _build(networks: Mapping[str, Architecture], device: torch.device, say: Say) -> dict[str, CRIS]:
+def _build(networks: Mapping[str, Architecture], device: torch.device, say: Progress) -> dict[str, CRIS]:
     """Networks of one backbone share its weights: they are random, and this saves gigabytes."""
     torch.manual_seed(0)
     backbones: dict[tuple[Any, ...], torch.nn.Module] = {}

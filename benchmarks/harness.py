@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cris_edge.benchmark.rounds import Turns
+from cris_edge.benchmark.rounds import LatencySamples
 from cris_edge.benchmark.spread import Spread, ratio
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import write_whole
@@ -85,7 +85,7 @@ def conclude(
     click.echo(to_text(found, markdown))
 
 
-def against_plain(rows: Sequence[dict[str, Any]], gathered: Sequence[Turns], kind: tuple[str, ...]) -> None:
+def against_plain(rows: Sequence[dict[str, Any]], gathered: Sequence[LatencySamples], kind: tuple[str, ...]) -> None:
     """Add to each row its seconds, and how many times faster it is than the form "plain" of the same `kind`.
 
     Args:

@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks import harness
 from cris_edge.backends import registry
 from cris_edge.benchmark.results import busy, device, load_average, table
-from cris_edge.benchmark.rounds import Say, Turns, interleave
-from cris_edge.benchmark.runner import SENTENCE, drawn_image
+from cris_edge.benchmark.rounds import LatencySamples, Progress, interleave
+from cris_edge.benchmark.runner import PROMPT, synthetic_image
 from cris_edge.benchmark.spread import Spread, ratio
 from cris_edge.benchmark.worker import Worker
 from cris_edge.bundle import Bundle
@@ -56,7 +56,7 @@ class Entry:
     name: str
     label: str
     info: dict[str, Any]
-    turns: Turns
+    turns: LatencySamples
     memory: dict[str, int | None] = field(default_factory=dict)
     difference: float | None = None
     path: str | None = None
@@ -194,7 +194,7 @@ def compare(
     threads: int | None = None,
     runs: int = 50,
     seconds: float = 60.0,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
 ) -> Comparison:
     """Measure everything in one run.
 
@@ -207,8 +207,8 @@ def compare(
     failures: list[dict[str, str]] = []
     entries: list[Entry] = []
     with tempfile.TemporaryDirectory(prefix="cris-edge-peers-") as folder, ExitStack() as stack:
-        image = str(drawn_image(Path(folder)))
-        common = {"image": image, "sentence": SENTENCE}
+        image = str(synthetic_image(Path(folder)))
+        common = {"image": image, "sentence": PROMPT}
         exported = _export(checkpoint, Path(folder), peers, failures, say)
         workers: list[Worker] = []
 
@@ -229,7 +229,7 @@ def compare(
                 return None
             worker.label = title
             workers.append(worker)
-            entries.append(Entry(name, title, worker.info, Turns(), path=path))
+            entries.append(Entry(name, title, worker.info, LatencySamples(), path=path))
             return worker
 
         for name in peers:
@@ -243,7 +243,9 @@ def compare(
                     label = f"{manifest.name}, {runtime}"
                     add(OURS, label, "benchmarks.peers:BundlePeer", {"model": str(path), "options": options}, str(path))
         if workers:
-            for entry, turns in zip(entries, interleave(workers, runs=runs, seconds=seconds, say=say), strict=True):
+            for entry, turns in zip(
+                entries, interleave(workers, runs=runs, seconds=seconds, progress=say), strict=True
+            ):
                 entry.turns = turns
         for entry, worker in zip(entries, workers, strict=True):
             entry.memory = worker.ask("memory")
@@ -253,7 +255,7 @@ def compare(
 
 
 def _export(
-    checkpoint: Path, folder: Path, peers: tuple[str, ...], failures: list[dict[str, str]], say: Say
+    checkpoint: Path, folder: Path, peers: tuple[str, ...], failures: list[dict[str, str]], say: Progress
 ) -> dict[str, dict[str, int]]:
     """Write the plain graphs that are needed; what the exporter told of each, by peer."""
     exported: dict[str, dict[str, int]] = {}

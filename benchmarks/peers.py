@@ -47,8 +47,8 @@ class Peer:
         self._tokenizer = Tokenizer()
         self._tokens = self._tokenizer(sentence, length=word_len)
 
-    def turns(self, count: int) -> list[dict[str, float]]:
-        """As `SegmenterSubject.turns`; another sentence about the same image saves the preprocessing alone."""
+    def measure(self, count: int) -> list[dict[str, float]]:
+        """As `SegmenterSubject.measure`; another sentence about the same image saves the preprocessing alone."""
         told = []
         for number in range(count + 1):
             sentence = next(self._sentences)

@@ -19,8 +19,8 @@ from benchmarks import harness
 from benchmarks.chain import SHAPES
 from cris_edge.backends import registry
 from cris_edge.benchmark.results import busy, device, load_average, table
-from cris_edge.benchmark.rounds import Say, interleave
-from cris_edge.benchmark.runner import SENTENCE, drawn_image
+from cris_edge.benchmark.rounds import Progress, interleave
+from cris_edge.benchmark.runner import PROMPT, synthetic_image
 from cris_edge.benchmark.spread import Spread
 from cris_edge.benchmark.worker import Worker
 from cris_edge.bundle import GRAPHS, Bundle
@@ -118,7 +118,7 @@ def measure(
     threads: int | None = None,
     runs: int = 50,
     seconds: float = 20.0,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
 ) -> Roofline:
     """Measure chains and bundles; what cannot run is among the failures.
 
@@ -126,7 +126,7 @@ def measure(
         bundles: Folders.
         shapes: Channels and side of the chains.
         threads: Of the processor; the physical cores by default.
-        runs: Turns of each at least.
+        runs: Iterations of each at least.
         seconds: For each, about.
         say: Told what is done.
     """
@@ -135,7 +135,7 @@ def measure(
     kinds: list[tuple[str, dict[str, int | None]]] = []
     workers: list[Worker] = []
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="cris-edge-roofline-") as folder:
-        image = str(drawn_image(Path(folder)))
+        image = str(synthetic_image(Path(folder)))
 
         def add(label: str, entry: str, arguments: dict[str, Any], macs: dict[str, int | None]) -> None:
             say(f"loading {label}")
@@ -167,9 +167,9 @@ def measure(
             for runtime in [name for name in manifest.runtimes if name in registry.available()]:
                 for precision in ("auto", "float32"):
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
-                    arguments = {"model": str(path), "options": options, "image": image, "sentence": SENTENCE}
+                    arguments = {"model": str(path), "options": options, "image": image, "sentence": PROMPT}
                     add(f"{manifest.name}, {runtime}", "cris_edge.benchmark.worker:SegmenterSubject", arguments, macs)
-        gathered = interleave(workers, runs=runs, seconds=seconds, say=say) if workers else []
+        gathered = interleave(workers, runs=runs, seconds=seconds, progress=say) if workers else []
     chains: list[Rate] = []
     graphs: list[Rate] = []
     for (label, macs_of), worker, turns in zip(kinds, workers, gathered, strict=True):

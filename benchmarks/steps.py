@@ -18,7 +18,7 @@ import click
 
 from benchmarks import harness
 from cris_edge.benchmark.results import busy, device, load_average, table
-from cris_edge.benchmark.rounds import Say, interleave
+from cris_edge.benchmark.rounds import Progress, interleave
 from cris_edge.benchmark.worker import Worker, peak_memory
 from cris_edge.device.processor import physical_cores
 from cris_edge.errors import CrisEdgeError, RuntimeFailure
@@ -82,7 +82,7 @@ class Step:
             "sentences": len(batch.tokens),
         }
 
-    def turns(self, count: int) -> list[dict[str, float]]:
+    def measure(self, count: int) -> list[dict[str, float]]:
         """Seconds of `count` optimizer steps, after one that does not count."""
         told = []
         for number in range(count + 1):
@@ -118,7 +118,7 @@ def measure(
     threads: int | None = None,
     runs: int = 20,
     seconds: float = 60.0,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """What was found, ready for JSON: one row for each form.
 
@@ -146,7 +146,7 @@ def measure(
             try:
                 worker = Worker("benchmarks.steps:Step", {**given, "device": device_name, "threads": threads}, form)
                 stack.enter_context(worker)
-                worker.ask("turns", count=1)  # compiles, and finds out whether the memory is enough
+                worker.ask("measure", count=1)  # compiles, and finds out whether the memory is enough
             except CrisEdgeError as error:
                 failures.append({"case": form, "error": str(error)})
                 continue
@@ -154,7 +154,7 @@ def measure(
             rows.append({"recipe": recipe, "form": form, **worker.info})
         if not workers:
             raise RuntimeFailure("; ".join(f"{failure['case']}: {failure['error']}" for failure in failures))
-        gathered = interleave(workers, runs=runs, seconds=seconds, say=say)
+        gathered = interleave(workers, runs=runs, seconds=seconds, progress=say)
         for row, worker in zip(rows, workers, strict=True):
             row["peak_memory"] = worker.ask("memory")
     harness.against_plain(rows, gathered, ("recipe",))

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cris_edge.errors import CheckpointError, OptionError
 from cris_edge.device.caches import cache_folder
+from cris_edge.errors import CheckpointError, OptionError
 from training.checkpoint import sha256
 
 HUB = "https://huggingface.co"

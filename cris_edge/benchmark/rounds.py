@@ -15,10 +15,10 @@ _BLOCK = 0.25  # seconds that a block takes, about
 _SMALLEST, _LARGEST = 3, 50  # turns of a block
 _BLOCKS = 10  # that are wanted, so that the interval means something
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
-class Turns:
+class LatencySamples:
     """The turns of one case, block by block: seconds by stage."""
 
     def __init__(self) -> None:
@@ -54,8 +54,8 @@ def interleave(
     runs: int,
     seconds: float,
     uncertainty: float = 0.02,
-    say: Say = lambda _: None,
-) -> list[Turns]:
+    progress: Progress = lambda _: None,
+) -> list[LatencySamples]:
     """Have every worker measure blocks of turns, in changing order, until all of them know enough.
 
     Block i of each was taken in the same round. `seconds` are for each worker.
@@ -65,13 +65,13 @@ def interleave(
     """
     sizes = []
     for place, worker in enumerate(workers):
-        say(f"warming up {worker.label}")
+        progress(f"warming up {worker.label}")
         with _of(place):
-            worker.ask("turns", count=2)
+            worker.ask("measure", count=2)
             began = monotonic()
-            worker.ask("turns", count=2)  # one more is run than told
+            worker.ask("measure", count=2)  # one more is run than told
         sizes.append(min(_LARGEST, max(_SMALLEST, round(3 * _BLOCK / (monotonic() - began + 1e-9)))))
-    gathered = [Turns() for _ in workers]
+    gathered = [LatencySamples() for _ in workers]
     places = list(range(len(workers)))
     shuffle = random.Random(0).shuffle
     until = monotonic() + seconds * len(workers)
@@ -80,10 +80,10 @@ def interleave(
         shuffle(places)
         for place in places:
             with _of(place):
-                gathered[place].blocks.append(workers[place].ask("turns", count=sizes[place]))
+                gathered[place].blocks.append(workers[place].ask("measure", count=sizes[place]))
         rounds = len(gathered[0].blocks)
         least, widest = min(map(len, gathered)), max(turns.uncertainty() for turns in gathered)
-        say(f"latency: round {rounds}, {least} turns at least, medians within {widest:.1%}")
+        progress(f"latency: round {rounds}, {least} turns at least, medians within {widest:.1%}")
         if least >= runs and rounds >= wanted and (widest <= uncertainty or monotonic() > until):
             return gathered
 

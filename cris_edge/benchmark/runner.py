@@ -23,7 +23,7 @@ from typing import Any
 
 from cris_edge.backends import registry
 from cris_edge.benchmark.results import CaseReport, Report, device, load_average
-from cris_edge.benchmark.rounds import Say, Turns, WorkerFailure, interleave
+from cris_edge.benchmark.rounds import LatencySamples, Progress, WorkerFailure, interleave
 from cris_edge.benchmark.spread import Spread
 from cris_edge.benchmark.worker import Worker, start
 from cris_edge.bundle import Bundle, default_model
@@ -31,7 +31,7 @@ from cris_edge.device.caches import cache_folder
 from cris_edge.errors import CrisEdgeError, OptionError, RuntimeFailure, RuntimeMissingError
 from cris_edge.metrics import Scores
 
-SENTENCE = "the red one on the left"
+PROMPT = "the red one on the left"
 WIDTH, HEIGHT = 640, 480
 
 _SUBJECT = "cris_edge.benchmark.worker:SegmenterSubject"
@@ -51,7 +51,7 @@ class Settings:
         threads: Of the processor; None leaves it to the runtime.
         data: Labelled data to score on, or None.
         image: To time with; a drawn one of 640 x 480 where it is None.
-        runs: Turns at least.
+        runs: Iterations at least.
         seconds: For each case's latency and next sentence, at most, once it has `runs` turns.
         uncertainty: That is narrow enough: half the interval of a median, as a share of it.
         starts: Of a process, first and later ones each; 0 leaves them out.
@@ -87,8 +87,8 @@ class _Case:
         return str(self.bundle.path)
 
 
-def benchmark(settings: Settings, say: Say = lambda _: None) -> Report:
-    """Measure; `say` is told what is done, a line each.
+def benchmark(settings: Settings, progress: Progress = lambda _: None) -> Report:
+    """Measure; `progress` is told what is done, a line each.
 
     A case that fails is among the report's failures; a runtime that was not asked for and is not installed is among
     its notes.
@@ -105,19 +105,19 @@ def benchmark(settings: Settings, say: Say = lambda _: None) -> Report:
         image = _image(settings.image, folder)
         report.settings = {
             "image": {"source": str(settings.image or "drawn"), "width": image[1], "height": image[2]},
-            "sentence": SENTENCE,
+            "sentence": PROMPT,
             **{key: getattr(settings, key) for key in ("runs", "seconds", "uncertainty", "starts", "stream_seconds")},
             "data": str(settings.data) if settings.data else None,
             "files_dropped_from_memory": hasattr(os, "posix_fadvise"),
         }
-        cases = _cases(settings, bundles.values(), report, str(image[0]), folder, say)
+        cases = _cases(settings, bundles.values(), report, str(image[0]), folder, progress)
         if not cases and not report.failures:
             raise RuntimeMissingError(f"There is nothing to measure: {'; '.join(report.notes)}.")
         if settings.starts:
-            _measure_starts(cases, settings, report, str(image[0]), folder, say)
-        _measure_latency(cases, settings, report, str(image[0]), say)
+            _measure_starts(cases, settings, report, str(image[0]), folder, progress)
+        _measure_latency(cases, settings, report, str(image[0]), progress)
         if settings.stream_seconds:
-            _measure_throughput(cases, settings, report, str(image[0]), say)
+            _measure_throughput(cases, settings, report, str(image[0]), progress)
     report.cases = [case.report for case in cases]
     report.load_after = load_average()
     return report
@@ -136,7 +136,7 @@ def _check(settings: Settings) -> None:
 
 
 def _cases(
-    settings: Settings, bundles: Sequence[Bundle] | Any, report: Report, image: str, folder: Path, say: Say
+    settings: Settings, bundles: Sequence[Bundle] | Any, report: Report, image: str, folder: Path, progress: Progress
 ) -> list[_Case]:
     """The combinations that run here. Finding out is a start that does not count: it fills what Python keeps."""
     found: list[_Case] = []
@@ -155,11 +155,9 @@ def _cases(
                 for precision in settings.precisions:
                     options = {"runtime": runtime, "device": place, "precision": precision, "threads": settings.threads}
                     name = f"{bundle.manifest.name} on {runtime} {place} {precision}"
-                    say(f"trying {name}")
+                    progress(f"trying {name}")
                     try:
-                        first = start(
-                            str(bundle.path), {**options, "cache_dir": str(folder / "tried")}, image, SENTENCE
-                        )
+                        first = start(str(bundle.path), {**options, "cache_dir": str(folder / "tried")}, image, PROMPT)
                     except CrisEdgeError as error:
                         report.failures.append({"case": name, "error": str(error)})
                         continue
@@ -170,17 +168,19 @@ def _cases(
     return found
 
 
-def _measure_starts(cases: list[_Case], settings: Settings, report: Report, image: str, folder: Path, say: Say) -> None:
+def _measure_starts(
+    cases: list[_Case], settings: Settings, report: Report, image: str, folder: Path, progress: Progress
+) -> None:
     for number in range(settings.starts):
         for index, case in enumerate(cases):
-            say(f"start {number + 1} of {settings.starts}: {case.report.label}")
+            progress(f"start {number + 1} of {settings.starts}: {case.report.label}")
             cache = folder / f"cache-{index}"
             shutil.rmtree(cache, ignore_errors=True)
             _drop_from_memory(case.bundle)
             options = {**case.options, "cache_dir": str(cache)}
             with _noted(report, f"{case.report.label}, start"):
-                case.first.append(start(case.model, options, image, SENTENCE))
-                case.later.append(start(case.model, options, image, SENTENCE))
+                case.first.append(start(case.model, options, image, PROMPT))
+                case.later.append(start(case.model, options, image, PROMPT))
     for index, case in enumerate(cases):
         shutil.rmtree(folder / f"cache-{index}", ignore_errors=True)
         for kind, starts in (("first_start", case.first), ("later_start", case.later)):
@@ -195,9 +195,9 @@ def _measure_starts(cases: list[_Case], settings: Settings, report: Report, imag
             case.report.memory[kind] = max(peaks) if peaks else None
 
 
-def _measure_latency(cases: list[_Case], settings: Settings, report: Report, image: str, say: Say) -> None:
-    with _workers(cases, "latency", image, report, say) as workers:
-        turns: list[Turns] = []
+def _measure_latency(cases: list[_Case], settings: Settings, report: Report, image: str, progress: Progress) -> None:
+    with _workers(cases, "latency", image, report, progress) as workers:
+        turns: list[LatencySamples] = []
         while workers and not turns:
             try:
                 turns = interleave(
@@ -205,7 +205,7 @@ def _measure_latency(cases: list[_Case], settings: Settings, report: Report, ima
                     runs=settings.runs,
                     seconds=settings.seconds,
                     uncertainty=settings.uncertainty,
-                    say=say,
+                    progress=progress,
                 )
             except WorkerFailure as error:  # the others begin again without it, so that all have the same rounds
                 index = list(workers)[error.place]
@@ -218,15 +218,15 @@ def _measure_latency(cases: list[_Case], settings: Settings, report: Report, ima
             return
         for index, worker in workers.items():
             with _noted(report, f"{cases[index].report.label}, accuracy"):
-                cases[index].report.accuracy = _score(worker, settings.data, say)
+                cases[index].report.accuracy = _score(worker, settings.data, progress)
 
 
-def _measure_throughput(cases: list[_Case], settings: Settings, report: Report, image: str, say: Say) -> None:
-    with _workers(cases, "throughput", image, report, say) as workers:
+def _measure_throughput(cases: list[_Case], settings: Settings, report: Report, image: str, progress: Progress) -> None:
+    with _workers(cases, "throughput", image, report, progress) as workers:
         rates: dict[int, list[float]] = {index: [] for index in workers}
         for number in range(_STREAMS + 1):
             for index, worker in workers.items():
-                say(f"throughput: {worker.label}")
+                progress(f"throughput: {worker.label}")
                 with _noted(report, f"{worker.label}, throughput"):
                     rate = worker.ask("stream", seconds=settings.stream_seconds / (_STREAMS + 1))
                     if number:  # the first one makes the requests of all streams
@@ -248,18 +248,20 @@ def _noted(report: Report, case: str) -> Iterator[None]:
 
 
 @contextmanager
-def _workers(cases: list[_Case], hint: str, image: str, report: Report, say: Say) -> Iterator[dict[int, Worker]]:
+def _workers(
+    cases: list[_Case], hint: str, image: str, report: Report, progress: Progress
+) -> Iterator[dict[int, Worker]]:
     """A worker for each case that can have one, by the case's place."""
     with ExitStack() as stack:
         workers: dict[int, Worker] = {}
         for index, case in enumerate(cases):
-            say(f"loading {case.report.label}")
+            progress(f"loading {case.report.label}")
             # A cache would have the runtime map its file instead of what an app without one has; starts measure that.
             arguments = {
                 "model": case.model,
                 "options": {**case.options, "hint": hint, "cache_dir": None},
                 "image": image,
-                "sentence": SENTENCE,
+                "sentence": PROMPT,
             }
             try:
                 workers[index] = stack.enter_context(Worker(_SUBJECT, arguments, case.report.label))
@@ -268,18 +270,18 @@ def _workers(cases: list[_Case], hint: str, image: str, report: Report, say: Say
         yield workers
 
 
-def _score(worker: Worker, data: Path, say: Say) -> dict[str, Any]:
+def _score(worker: Worker, data: Path, progress: Progress) -> dict[str, Any]:
     from cris_edge.image.labelled import read_samples
 
     total, scores = len(read_samples(data, check_files=False)), Scores()
     for first in range(0, total, _SAMPLES):
-        say(f"accuracy: {worker.label}, sample {first} of {total}")
+        progress(f"accuracy: {worker.label}, sample {first} of {total}")
         scores.merge([Scores(**worker.ask("score", data=str(data), first=first, count=_SAMPLES))])
     figures = scores.to_dict()
     return {"data": str(data), "images": total, "sentences": figures.pop("samples"), **figures}
 
 
-def drawn_image(folder: Path) -> Path:
+def synthetic_image(folder: Path) -> Path:
     """Write a JPEG of 640 x 480 into `folder`, the same everywhere; returns its path."""
     import cv2
     import numpy as np
@@ -299,7 +301,7 @@ def _image(given: Path | None, folder: Path) -> tuple[Path, int, int]:
     from cris_edge.image import load_image
 
     if given is None:
-        return drawn_image(folder), WIDTH, HEIGHT
+        return synthetic_image(folder), WIDTH, HEIGHT
     height, width, _ = load_image(given).shape
     return given.absolute(), width, height
 

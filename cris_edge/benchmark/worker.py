@@ -184,7 +184,7 @@ class SegmenterSubject:
         self._scene = self._segmenter.encode_image(self._image)
         self._samples: tuple[str, list[Any]] = ("", [])
 
-    def turns(self, count: int) -> list[dict[str, float]]:
+    def measure(self, count: int) -> list[dict[str, float]]:
         """Seconds of `count` turns: one image and one sentence ("whole"), its stages, another sentence ("next").
 
         One more turn comes first and is not told: the processor's caches hold another process's data by then.

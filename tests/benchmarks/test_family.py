@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from benchmarks import family
 from benchmarks.family import MEMBERS, Family, Member, measure
-from cris_edge.benchmark.rounds import Turns
+from cris_edge.benchmark.rounds import LatencySamples
 from cris_edge.errors import OptionError
 from training.recipes import RECIPES
 
@@ -24,7 +24,7 @@ SMALL = {
 
 
 def member(name: str, milliseconds: float, **given: object) -> Member:
-    turns = Turns()
+    turns = LatencySamples()
     turns.blocks = [[{"whole": milliseconds / 1e3, "next": milliseconds / 2e3}] * 3] * 6
     macs = {"image_encoder": 10**9, "text_encoder": 10**8, "mask_decoder": 2 * 10**8}
     made = Member(name, 224, 5_000_000, 3_000_000, macs, **given)  # type: ignore[arg-type]

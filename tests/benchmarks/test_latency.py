@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from benchmarks.latency import PEERS, Comparison, Entry, compare, main
 from benchmarks.peers import Exporter, plain, pytorch
-from cris_edge.benchmark.rounds import Turns
-from cris_edge.benchmark.runner import SENTENCE, drawn_image
+from cris_edge.benchmark.rounds import LatencySamples
+from cris_edge.benchmark.runner import PROMPT, synthetic_image
 from cris_edge.errors import OptionError
 from training.checkpoint import save_model
 from training.model import CRIS, Architecture
@@ -38,22 +38,22 @@ def checkpoint(folder) -> Path:
 
 @pytest.fixture(scope="module")
 def image(folder) -> str:
-    return str(drawn_image(folder))
+    return str(synthetic_image(folder))
 
 
-def turns(*blocks: tuple[float, float], stages: dict[str, float] | None = None) -> Turns:
-    made = Turns()
+def turns(*blocks: tuple[float, float], stages: dict[str, float] | None = None) -> LatencySamples:
+    made = LatencySamples()
     made.blocks = [[{"whole": whole, "next": following, **(stages or {})}] * 3 for whole, following in blocks]
     return made
 
 
-def entry(name: str, label: str, made: Turns, *, runtime: str = "PyTorch", peak: int = 100) -> Entry:
+def entry(name: str, label: str, made: LatencySamples, *, runtime: str = "PyTorch", peak: int = 100) -> Entry:
     info = {"runtime": runtime, "precision": "float32", "threads": 2}
     return Entry(name, label, info, made, memory={"peak": peak, "now": peak}, path=None)
 
 
 def test_plain_exports_compute_what_pytorch_computes(checkpoint, image, folder):
-    expected = np.array(pytorch(str(checkpoint), image, SENTENCE, 1).logits())
+    expected = np.array(pytorch(str(checkpoint), image, PROMPT, 1).logits())
     exporter = Exporter(str(checkpoint))
     told = {form: exporter.export(str(folder / f"{form}.onnx"), form) for form in ("convolution", "product")}
     # The same sum in two forms.
@@ -63,21 +63,21 @@ def test_plain_exports_compute_what_pytorch_computes(checkpoint, image, folder):
     sizes = {"input_size": 64, "word_len": 17}
     for runtime, form in (("onnxruntime", "convolution"), ("onnxruntime", "product"), ("openvino", "product")):
         pytest.importorskip(runtime)
-        peer = plain(str(folder / f"{form}.onnx"), runtime, "float32", image, SENTENCE, 1, **sizes)
+        peer = plain(str(folder / f"{form}.onnx"), runtime, "float32", image, PROMPT, 1, **sizes)
         np.testing.assert_allclose(peer.logits(), expected, atol=1e-4)
         assert peer.info["precision"] == "float32"
 
 
 @pytest.mark.parametrize(("form", "precision", "tolerance"), [("channels last", "float32", 1e-4)])
 def test_forms_of_pytorch_compute_the_same(checkpoint, image, form, precision, tolerance):
-    expected = pytorch(str(checkpoint), image, SENTENCE, 1).logits()
-    other = pytorch(str(checkpoint), image, SENTENCE, 1, form=form, precision=precision)
+    expected = pytorch(str(checkpoint), image, PROMPT, 1).logits()
+    other = pytorch(str(checkpoint), image, PROMPT, 1, form=form, precision=precision)
     np.testing.assert_allclose(other.logits(), expected, atol=tolerance)
 
 
 def test_a_peer_does_the_whole_job(checkpoint, image):
-    peer = pytorch(str(checkpoint), image, SENTENCE, 1)
-    told = peer.turns(2)
+    peer = pytorch(str(checkpoint), image, PROMPT, 1)
+    told = peer.measure(2)
     assert len(told) == 2
     for turn in told:
         stages = turn["preprocess"] + turn["tokenize"] + turn["network"] + turn["postprocess"]

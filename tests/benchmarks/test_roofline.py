@@ -52,7 +52,7 @@ def test_a_chain_runs_in_the_precision_it_is_for(runtime, precision):
     pytest.importorskip(runtime)
     subject = Chain(runtime, precision, 16, 8, 1)
     assert subject.info["precision"].partition("+")[0] == precision
-    told = subject.turns(3)
+    told = subject.measure(3)
     assert len(told) == 3
     assert all(turn["whole"] > 0 for turn in told)
 

@@ -43,11 +43,11 @@ class Fragile(SegmenterSubject):
         super().__init__(**given)
         self._asked = 0
 
-    def turns(self, count: int) -> list[dict[str, float]]:
+    def measure(self, count: int) -> list[dict[str, float]]:
         self._asked += 1
         if self._asked == 3 and self.info["runtime"] == "onnxruntime":
             os._exit(9)
-        return super().turns(count)
+        return super().measure(count)
 
     def stream(self, seconds: float) -> float:
         if self.info["runtime"] == "onnxruntime":

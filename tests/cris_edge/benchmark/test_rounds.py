@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cris_edge.benchmark.rounds import Turns, WorkerFailure, interleave
+from cris_edge.benchmark.rounds import LatencySamples, WorkerFailure, interleave
 from cris_edge.benchmark.spread import Spread
 from cris_edge.errors import RuntimeFailure
 
@@ -17,7 +17,7 @@ class Fake:
         self.label, self.seconds, self.log, self.asked = label, seconds, log, 0
 
     def ask(self, question: str, *, count: int) -> list[dict[str, float]]:
-        assert question == "turns"
+        assert question == "measure"
         self.log.append(self.label)
         self.asked += 1
         value = self.seconds[self.asked % len(self.seconds)]
@@ -46,7 +46,7 @@ def test_noise_is_measured_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_turns_by_stage() -> None:
-    turns = Turns()
+    turns = LatencySamples()
     turns.blocks = [[{"whole": 2.0, "next": 1.0}], [{"whole": 4.0, "next": 3.0}]]
     assert turns.of("next") == [[1.0], [3.0]]
     assert turns.spreads()["whole"].median == 3.0
