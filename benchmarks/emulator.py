@@ -25,7 +25,7 @@ from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import write_whole
 from cris_edge.image import postprocess, preprocess
-from cris_edge.metrics import Scores, iou, overlap
+from cris_edge.metrics import Scores, agreement, iou, overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
 from runtimes.network import Network
 from runtimes.qnn import OnCpu
@@ -76,8 +76,7 @@ class Row:
     def hold(self, name: str, mine: Given, theirs: Given) -> None:
         """Compare with a reference."""
         for (mask, logits), (wanted, expected) in zip(mine, theirs, strict=True):
-            both_empty = not mask.any() and not wanted.any()
-            self.overlaps.setdefault(name, []).append(1.0 if both_empty else iou(mask, wanted))
+            self.overlaps.setdefault(name, []).append(agreement(mask, wanted))
             difference = np.abs(logits - expected)
             self.differences.setdefault(name, []).append((float(difference.max()), float(difference.mean())))
 

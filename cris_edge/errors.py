@@ -26,6 +26,20 @@ class CrisEdgeError(Exception):
     """Base of all errors of this project: one sentence that says what was given, what was expected, what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop, to quote it; its type's name if empty."""
+    return _lines(error)[0].rstrip(".")
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line, as `first_line` does: OpenVINO's messages begin with places in its source."""
+    return _lines(error)[-1].rstrip(".")
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+
+
 class InputError(CrisEdgeError, ValueError):
     """Something the caller passed is not what the call takes."""
 

@@ -48,6 +48,23 @@ def iou(mask: NDArray[Any], truth: NDArray[Any]) -> float:
     return _ratio(*overlap(mask, truth))
 
 
+def agreement(mask: NDArray[Any], other: NDArray[Any]) -> float:
+    """Return the exact IoU of two predicted masks; 1 for two empty masks, which agree.
+
+    Raises:
+        DataError: as in `overlap`.
+    """
+    intersection, union = overlap(mask, other)
+    return intersection / union if union else 1.0
+
+
+def logits_agreement(logits: NDArray[Any], other: NDArray[Any], threshold: float) -> float:
+    """Return the agreement of the masks that two arrays of logits give at a `threshold` on their sigmoid."""
+    inner = 0 < threshold < 1
+    level = math.log(threshold / (1 - threshold)) if inner else math.copysign(math.inf, threshold - 0.5)
+    return agreement(logits > level, other > level)
+
+
 @dataclass
 class Scores:
     """Accumulates the paper's metrics, over prompts that have a target.

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError
 from cris_edge.image import THRESHOLD, postprocess, preprocess
-from cris_edge.metrics import iou
+from cris_edge.metrics import iou, logits_agreement
 from cris_edge.tokenizer import Tokenizer
 from quantization.deploy_network import DeployNetwork, Features
 from quantization.layout import groups
@@ -117,7 +116,7 @@ def measure(
     for group, members in tqdm(every.items(), desc="sensitivity", disable=None, unit="group", file=sys.stderr):
         with only(every, (group,)):
             logits = [_run(network, case, group.partition("/")[0]) for case in cases]
-        change = 100 * (1 - float(np.mean([_overlap(a, case.logits) for a, case in zip(logits, cases, strict=True)])))
+        change = 100 * (1 - float(np.mean([_agreement(a, case.logits) for a, case in zip(logits, cases, strict=True)])))
         drop = None if before is None else before - _accuracy(cases, logits)
         rows.append(Row(group, len(members), change, drop))
     return sorted(rows, key=lambda row: row.change, reverse=True)
@@ -143,12 +142,9 @@ def _run(network: DeployNetwork, case: _Case, graph: str) -> Tensor:
     return network.decode(image, sentence)
 
 
-def _overlap(found: Tensor, expected: Tensor) -> float:
-    level = log(THRESHOLD / (1 - THRESHOLD))
-    ours, theirs = (found > level).flatten(1), (expected > level).flatten(1)
-    union = (ours | theirs).sum(1)
-    ratio = (ours & theirs).sum(1) / union.clamp(min=1)
-    return float(torch.where(union > 0, ratio, torch.ones_like(ratio)).mean())
+def _agreement(found: Tensor, expected: Tensor) -> float:
+    pairs = zip(found.numpy(), expected.numpy(), strict=True)
+    return float(np.mean([logits_agreement(ours, theirs, THRESHOLD) for ours, theirs in pairs]))
 
 
 def _accuracy(cases: Sequence[_Case], logits: Sequence[Tensor]) -> float:

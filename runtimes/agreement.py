@@ -21,7 +21,7 @@ from cris_edge.backends import registry
 from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError
 from cris_edge.image import postprocess, preprocess
-from cris_edge.metrics import iou
+from cris_edge.metrics import agreement
 from cris_edge.tokenizer import Tokenizer
 from quantization.deploy_network import Predictor as DeployPredictor
 from quantization.quantized_checkpoint import is_quantized, load_quantized
@@ -79,12 +79,9 @@ def compare(
             found = other.logits(pixels, tokens)
             difference = np.abs(found - expected)
             differences[number].append((float(difference.max()), float(difference.mean())))
-            # Two empty masks agree; the metric's IoU of them is 0.
             overlaps[number] += [
-                iou(mine, mask) if mine.any() or mask.any() else 1.0
-                for mine, mask in (
-                    (postprocess(row[None], letterbox) > threshold, m) for row, m in zip(found, masks, strict=True)
-                )
+                agreement(postprocess(row[None], letterbox) > threshold, mask)
+                for row, mask in zip(found, masks, strict=True)
             ]
     return [
         Agreement(

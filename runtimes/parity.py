@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
 from cris_edge.bundle.manifest import GRAPHS, GraphSpec
 from cris_edge.errors import ExportError
+from cris_edge.metrics import logits_agreement
 from runtimes.network import Array, DeployModule, Network, Tensors, of_modules
 from runtimes.probes import Probes
 
@@ -107,7 +107,7 @@ class Reference:
             chained = network.decode(images[pair[0]], texts[pair[1]])
             for graph, ours, theirs in (("mask_decoder", fed, decoded), (CHAIN, chained, logits)):
                 found.add(graph, probes.name(pair), {"logits": ours}, {"logits": theirs})
-                found.add_mask(graph, mask_iou(ours, theirs, self.threshold))
+                found.add_mask(graph, logits_agreement(ours, theirs, self.threshold))
         return found
 
     def tolerances(self, precision: str, cost: Differences | None = None) -> dict[tuple[str, str], float]:
@@ -244,7 +244,7 @@ def _row(
         "tensor": "logits",
         "max_abs_diff": max(largest_difference(*pair) for pair in pairs),
         "tolerance": tolerance,
-        "mask_iou": min(mask_iou(*pair, threshold) for pair in pairs),
+        "mask_iou": min(logits_agreement(*pair, threshold) for pair in pairs),
     }
 
 
@@ -264,14 +264,6 @@ def compiled(
         network.close()
         backend.close()
         gc.collect()
-
-
-def mask_iou(found: Array, expected: Array, threshold: float) -> float:
-    """IoU of the two masks that logits give at a `threshold` on their sigmoid; 1 where both are empty."""
-    level = log(threshold / (1 - threshold))
-    ours, theirs = found > level, expected > level
-    union = np.count_nonzero(ours | theirs)
-    return 1.0 if union == 0 else np.count_nonzero(ours & theirs) / union
 
 
 def largest_difference(found: Array, expected: Array) -> float:

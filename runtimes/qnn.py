@@ -24,13 +24,14 @@ from cris_edge.backends.base import BackendOptions
 from cris_edge.bundle.manifest import GRAPHS, GraphSpec, TensorSpec
 from cris_edge.errors import ExportError
 from cris_edge.image import preprocess
+from cris_edge.metrics import logits_agreement
 from cris_edge.tokenizer import Tokenizer
 from quantization.quantizers import FakeQuantizer
 from runtimes import onnx_graph, qdq
 from runtimes.cost import multiply_accumulates
 from runtimes.htp import Compiler
 from runtimes.network import Array, Graph, Network, Tensors, example_inputs, of_modules
-from runtimes.parity import CHAIN, largest_difference, mask_iou
+from runtimes.parity import CHAIN, largest_difference
 from runtimes.probes import Probes
 from training.data.samples import SceneSource, Source
 from training.model import Architecture
@@ -228,7 +229,7 @@ def _agreement(name: str, model: onnx.ModelProto, network: Network, pairs: Seque
         known = {**pair.inputs, **pair.features}
         made = graph(known)
         logits = made["logits"] if name == "mask_decoder" else network.decode(known, made)
-        found.append(mask_iou(logits, pair.logits, threshold))
+        found.append(logits_agreement(logits, pair.logits, threshold))
     return float(np.mean(found))
 
 
@@ -293,7 +294,7 @@ def _compare(lowered: Lowered, golden: Probes, float_logits: Sequence[Array], th
             row = _keep_worst(worst, CHAIN, "logits", ours[2], theirs[2], threshold)
             cost = max(largest_difference(theirs[2], exact), float(np.abs(exact).max()) / 255)
             row["tolerance"] = max(row.get("tolerance", 0.0), SLACK * cost)
-            row["mask_iou_float32"] = min(mask_iou(ours[2], exact, threshold), row.get("mask_iou_float32", 1.0))
+            row["mask_iou_float32"] = min(logits_agreement(ours[2], exact, threshold), row.get("mask_iou_float32", 1.0))
             row["foreground"] = max(row.get("foreground", 0.0), float((exact > _level(threshold)).mean()))
     finally:
         compiled.close()
@@ -317,7 +318,7 @@ def _keep_worst(
     if not relative <= row["relative_diff"]:
         row |= {"tensor": tensor, "max_abs_diff": difference, "relative_diff": relative}
     if tensor == "logits":
-        row["mask_iou"] = min(mask_iou(ours, theirs, threshold), row.get("mask_iou", 1.0))
+        row["mask_iou"] = min(logits_agreement(ours, theirs, threshold), row.get("mask_iou", 1.0))
     return row
 
 

@@ -157,6 +157,7 @@ def _check(
     import numpy as np
 
     from cris_edge.image import preprocess
+    from cris_edge.metrics import logits_agreement
     from cris_edge.segmenter import Segmenter
 
     manifest = bundle.manifest
@@ -175,7 +176,9 @@ def _check(
     logits = np.concatenate(found)
     expected = golden.own_logits.get(runtime, golden.logits)
     difference = float(np.abs(logits.astype(np.float64) - expected).max())
-    overlap = min(_mask_iou(ours, theirs, manifest.threshold) for ours, theirs in zip(logits, expected, strict=True))
+    overlap = min(
+        logits_agreement(ours, theirs, manifest.threshold) for ours, theirs in zip(logits, expected, strict=True)
+    )
     accuracy = None
     if golden.truth is not None:
         accuracy = (
@@ -217,13 +220,3 @@ def _accuracy(logits: NDArray[np.float32], truth: NDArray[np.bool_], threshold: 
     square = Letterbox.fit(side, side, side)
     masks = (postprocess(row[None], square) > threshold for row in logits)
     return 100 * float(np.mean([iou(mask, wanted) for mask, wanted in zip(masks, truth, strict=True)]))
-
-
-def _mask_iou(ours: NDArray[np.float32], theirs: NDArray[np.float32], threshold: float) -> float:
-    """IoU of two masks on the logits' grid; 1 where both are empty."""
-    import numpy as np
-
-    level = np.log(threshold / (1 - threshold)) if 0 < threshold < 1 else np.inf * (threshold - 0.5)
-    first, second = ours > level, theirs > level
-    union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cris_edge.errors import DataError
-from cris_edge.metrics import GeneralizedScores, Scores, auroc, iou, overlap
+from cris_edge.metrics import GeneralizedScores, Scores, agreement, auroc, iou, logits_agreement, overlap
 
 
 def mask(text: str) -> np.ndarray:
@@ -27,6 +27,21 @@ def test_two_empty_masks_score_zero() -> None:
     nothing = np.zeros((4, 5), bool)
     assert iou(nothing, nothing) == 0.0
     assert iou(~nothing, nothing) == 0.0
+
+
+def test_agreement_is_exact_and_complete_for_two_empty_masks() -> None:
+    nothing, some, more = np.zeros((1, 4), bool), mask("##.."), mask(".##.")
+    assert agreement(some, some) == agreement(nothing, nothing) == 1.0
+    assert agreement(some, more) == 1 / 3
+    assert agreement(some, nothing) == 0.0
+
+
+def test_agreement_of_logits_is_taken_at_the_threshold() -> None:
+    logits = np.array([-1.0, -0.5, 2.0])  # the threshold 0.35 lies at -0.62
+    assert logits_agreement(logits, logits, 0.35) == 1
+    assert logits_agreement(logits, np.array([-1.0, -0.7, 2.0]), 0.35) == 0.5
+    assert logits_agreement(np.full(3, -9.0), np.full(3, -8.0), 0.35) == 1
+    assert logits_agreement(logits, -logits, 0.0) == logits_agreement(logits, -logits, 1.0) == 1
 
 
 def test_whole_numbers_count_as_masks() -> None:

@@ -21,7 +21,6 @@ from runtimes.parity import (
     check_deploy,
     check_storage,
     largest_difference,
-    mask_iou,
     state_reduced,
 )
 from runtimes.probes import Probes, full_length
@@ -238,13 +237,6 @@ def test_largest_difference_of_infinities_and_nan():
     assert largest_difference(np.array([-np.inf, 1.0]), np.array([-np.inf, 1.5])) == 0.5
     assert largest_difference(np.array([np.inf]), np.array([-np.inf])) == np.inf
     assert np.isnan(largest_difference(np.array([np.nan, 0]), np.array([0, 0])))
-
-
-def test_mask_iou_is_taken_at_the_threshold():
-    logits = np.array([-1.0, -0.5, 2.0])  # the threshold 0.35 lies at -0.62
-    assert mask_iou(logits, logits, 0.35) == 1
-    assert mask_iou(logits, np.array([-1.0, -0.7, 2.0]), 0.35) == 0.5
-    assert mask_iou(np.full(3, -9.0), np.full(3, -8.0), 0.35) == 1
 
 
 @pytest.mark.parametrize("word_len", [3, 17, 22, 77])
