@@ -17,8 +17,9 @@ import numpy.typing as npt
 from cris_edge.errors import DataError, OptionError
 from cris_edge.image import load_image
 from cris_edge.image.labelled import Sample, read_samples
+from training.scenes.drawing import SMALLEST
 from training.scenes.scene import SPLITS
-from training.scenes.synthetic import SMALLEST, SyntheticScenes
+from training.scenes.synthetic import SyntheticScenes
 
 Mask = npt.NDArray[np.bool_]
 

@@ -1,4 +1,4 @@
-"""What is around the objects: table or floor, wall, clutter, shadows, and the camera's light, blur and noise."""
+"""Background of a scene: ground, wall, clutter, shadows, and the camera's light, blur and noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Tone = tuple[int, int, int]
 
-GROUNDS: tuple[tuple[str, Tone, Tone], ...] = (  # texture, tone of its dark parts, tone of its light parts
+GROUNDS: tuple[tuple[str, Tone, Tone], ...] = (  # texture, darkest tone, lightest tone
     ("planks", (134, 98, 66), (206, 170, 128)),
     ("planks", (172, 146, 112), (232, 212, 180)),
     ("planks", (92, 74, 62), (150, 126, 106)),
@@ -35,7 +35,7 @@ _BANK = 768
 
 
 def _noise(rng: np.random.Generator, rows: float, columns: float) -> NDArray[np.float32]:
-    """Smooth noise in 0 to 1 whose features measure about rows x columns pixels."""
+    """Smooth noise between 0 and 1 with features of about rows x columns pixels."""
     shape = (max(2, round(_BANK / rows)), max(2, round(_BANK / columns)))
     field = cv2.resize(rng.random(shape, dtype=np.float32), (_BANK, _BANK), interpolation=cv2.INTER_CUBIC)
     return np.clip(field, 0, 1)
@@ -43,7 +43,7 @@ def _noise(rng: np.random.Generator, rows: float, columns: float) -> NDArray[np.
 
 @cache
 def _texture(name: str) -> Image:
-    """A (768, 768) uint8 texture; the same on every machine."""
+    """A (768, 768) uint8 texture, the same on every machine."""
     rng = np.random.default_rng([len(name), *name.encode()])
     y, x = np.mgrid[0:_BANK, 0:_BANK]
     if name == "planks":
@@ -67,14 +67,14 @@ def _texture(name: str) -> Image:
 
 @cache
 def _light() -> NDArray[np.float32]:
-    """A (256, 256) field of light, 1 in the upper left to 0 in the lower right, a little curved."""
+    """A (256, 256) light field, from 1 in the upper left to 0 in the lower right, slightly curved."""
     y, x = np.mgrid[0:256, 0:256].astype(np.float32) / 255
     return np.asarray(1 - (0.55 * x + 0.45 * y) ** 1.2, dtype=np.float32)
 
 
 @cache
 def _grain() -> NDArray[np.int16]:
-    """Sensor noise of standard deviation 64, (512, 512, 3): mostly the same in the three channels."""
+    """Sensor noise (512, 512, 3) of standard deviation 64, mostly shared by the three channels."""
     rng = np.random.default_rng(20)
     grey, tint = rng.normal(0, 56, (512, 512, 1)), rng.normal(0, 30, (512, 512, 3))
     return np.asarray(grey + tint, dtype=np.int16)
@@ -84,23 +84,23 @@ def _crop(bank: NDArray[np.uint8], height: int, width: int, rng: Random) -> Imag
     rows, columns = min(height, _BANK), min(width, _BANK)
     y, x = rng.randint(0, _BANK - rows), rng.randint(0, _BANK - columns)
     part = bank[y : y + rows, x : x + columns]
-    return part if (rows, columns) == (height, width) else cv2.resize(part, (width, height))
+    return part if (rows, columns) == (height, width) else np.asarray(cv2.resize(part, (width, height)), dtype=np.uint8)
 
 
 def backdrop(height: int, width: int, rng: Random) -> tuple[Image, int]:
-    """Paint wall and ground.
+    """Draw the wall and the ground.
 
     Returns:
-        (H, W, 3) uint8 RGB and the row at which the ground begins (0 when no wall is seen).
+        The image, (H, W, 3) uint8 RGB, and the row where the ground begins (0 without a wall).
     """
     name, dark, light = rng.choice(GROUNDS)
     horizon = 0 if rng.random() < 0.35 else round(height * rng.uniform(0.14, 0.36))
     depth = height - horizon
-    far = rng.uniform(0.35, 0.8) if horizon else rng.uniform(0.75, 1.0)  # the ground's far edge, shortened
+    far = rng.uniform(0.35, 0.8) if horizon else rng.uniform(0.75, 1.0)  # width of the far edge: perspective
     zoom = rng.uniform(0.8, 1.6) * 320 / width
     gray = _crop(_texture(name), min(_BANK, round(depth * zoom * 1.4)), min(_BANK, round(width * zoom * 1.3)), rng)
     if rng.random() < 0.3:
-        gray = cv2.flip(gray, rng.choice((0, 1)))
+        gray = np.flip(gray, rng.choice((0, 1)))
     rows, columns = gray.shape
     shift = rng.uniform(-0.15, 0.15) * columns
     left, right = columns * (0.5 - far / 2), columns * (0.5 + far / 2)
@@ -136,7 +136,7 @@ def backdrop(height: int, width: int, rng: Random) -> tuple[Image, int]:
 
 
 def clutter(image: Image, x: int, y: int, unit: float, rng: Random) -> tuple[int, int]:
-    """Paint one small neutral thing at (x, y), flat on the ground; return its (width, height)."""
+    """Draw a small neutral item flat on the ground at (x, y); return its (width, height)."""
     style = rng.randrange(4)
     tone = rng.choice(((168, 164, 158), (120, 118, 116), (212, 206, 196), (92, 90, 90)))
     if style == 0:  # coins
@@ -163,7 +163,7 @@ def clutter(image: Image, x: int, y: int, unit: float, rng: Random) -> tuple[int
 
 
 def cast_shadows(image: Image, feet: list[tuple[float, float, float, float]], rng: Random) -> None:
-    """Darken the ground under objects given as (x, ground, width, height); the light comes from the upper left."""
+    """Darken the ground under objects, each (x, ground, width, height); light comes from the upper left."""
     height, width = image.shape[:2]
     h, w = (height + 3) // 4, (width + 3) // 4
     layer = np.zeros((h, w), np.uint8)
@@ -178,20 +178,20 @@ def cast_shadows(image: Image, feet: list[tuple[float, float, float, float]], rn
 
 
 def camera(image: Image, rng: Random) -> Image:
-    """Apply a light gradient, brightness, a warm or cold cast, mild blur and noise."""
+    """Apply a light gradient, brightness, a warm or cold tint, mild blur and noise."""
     height, width = image.shape[:2]
     field = _light()
-    turn = rng.randrange(3)
-    if turn:
-        field = cv2.flip(field, turn - 1)
+    side = rng.randrange(3)
+    if side:
+        field = np.flip(field, side - 1)
     fall, level = rng.uniform(0.05, 0.4), rng.uniform(0.82, 1.12)
     gain = cv2.resize(field, (width, height)) * fall + (level - fall * 0.6)
     warm = rng.uniform(-0.05, 0.05)
     gains = cv2.merge([gain * (1 + warm), gain, gain * (1 - warm)])
-    image = cv2.multiply(image, gains, dtype=cv2.CV_8U)
+    lit = cv2.multiply(image, gains, dtype=cv2.CV_8U)
     if rng.random() < 0.5:
         sigma = rng.uniform(0.35, 0.85) * height / 240
-        image = cv2.GaussianBlur(image, (0, 0) if sigma > 1 else (3, 3), sigma)
+        lit = cv2.GaussianBlur(lit, (0, 0) if sigma > 1 else (3, 3), sigma)
     grain = _grain()
     if height <= 512 and width <= 512:
         y, x = rng.randint(0, 512 - height), rng.randint(0, 512 - width)
@@ -199,4 +199,4 @@ def camera(image: Image, rng: Random) -> Image:
     else:
         part = np.tile(grain, (height // 512 + 1, width // 512 + 1, 1))[:height, :width]
     shift = rng.choice((4, 5, 5, 6))  # standard deviation 4, 2, 2 or 1 grey levels
-    return cv2.add(image, part >> shift, dtype=cv2.CV_8U)
+    return np.asarray(cv2.add(lit, part >> shift, dtype=cv2.CV_8U), dtype=np.uint8)

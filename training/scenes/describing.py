@@ -1,4 +1,4 @@
-"""Sentences for a scene, each true of exactly one object."""
+"""Prompts for a scene, each matching exactly one object."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from dataclasses import dataclass
 from random import Random
 
 from training.scenes.meaning import CORNERS, RELATIONS, SIDES, SUPERLATIVES, Noun, Query, only, target
+from training.scenes.phrases import MAX_WORDS, phrase
 from training.scenes.scene import Scene, SceneObject
-from training.scenes.wording import MAX_WORDS, phrase
 
 FAMILIES = {"attribute": 16, "place": 22, "order": 16, "relation": 34, "superlative": 9, "short": 17}
-"""Families of sentences and how often each is tried in the mixed splits; relations fail more often than attributes."""
+"""Kinds of prompts and how often each is tried in the mixed splits; relations fail more often than attributes."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A sentence about a scene.
+    """A prompt for one object of a scene.
 
     Attributes:
-        sentence: at most 15 tokens, lower case.
-        index: of the object it names.
-        family: a key of `FAMILIES`.
-        query: what it says, for checks.
+        prompt: Lower case, at most 15 tokens.
+        index: The object's position in `Scene.objects`.
+        family: A key of `FAMILIES`.
+        query: Its meaning.
     """
 
-    sentence: str
+    prompt: str
     index: int
     family: str
     query: Query
 
 
 def _noun(thing: SceneObject, rng: Random, kind: float = 0.88, colour: float = 0.45, pattern: float = 0.14) -> Noun:
-    """Describe a thing by some of its properties."""
+    """Describe an object by a random choice of its properties."""
     k = thing.kind if rng.random() < kind else None
-    # A clock's face, a book's pages and a shoe's sole are white too: "the white one" needs its kind.
+    # Clocks, books and shoes have white parts too: "the white one" would be ambiguous without its kind.
     c = thing.colour if rng.random() < colour and (k or thing.colour != "white") else None
     p = thing.pattern if rng.random() < (pattern if thing.pattern != "plain" else pattern / 6) else None
     s = thing.size if k and thing.size != "medium" and rng.random() < 0.1 else None
@@ -41,7 +41,7 @@ def _noun(thing: SceneObject, rng: Random, kind: float = 0.88, colour: float = 0
 
 
 def _anchor(scene: Scene, thing: SceneObject, rng: Random) -> Noun | None:
-    """Name another thing by as few properties as single it out, or a few more."""
+    """Describe another object unambiguously, often by as few properties as possible."""
     others = [o for o in scene.objects if o is not thing and o.clear]
     if not others:
         return None
@@ -54,7 +54,7 @@ def _anchor(scene: Scene, thing: SceneObject, rng: Random) -> Noun | None:
     return noun if only(noun, scene) is other else None
 
 
-_TESTS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {  # what a family may test, and how often
+_TESTS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {  # the tests of each family, and their weights
     "attribute": (("",), (1,)),
     "short": (("", *CORNERS, "left", "right", "middle"), (40, 7, 7, 7, 7, 13, 13, 8)),
     "place": ((*SIDES, *CORNERS), (14, 14, 9, 9, 14, 9, 9, 7, 7, 7, 7)),
@@ -65,7 +65,7 @@ _TESTS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {  # what a family 
 
 
 def _draft(scene: Scene, thing: SceneObject, family: str, test: str, rng: Random) -> Query | None:
-    """Draft a query of the family about a thing; it may turn out not to be true or unique."""
+    """Return a query of the family about an object; it may be false or ambiguous."""
     if family == "attribute":
         return Query(_noun(thing, rng, 0.9, 0.8, 0.4))
     if family == "short":
@@ -97,18 +97,18 @@ def describe(
     targets: frozenset[tuple[str, str]] | None = None,
     typos: float = 0.02,
 ) -> list[Reference]:
-    """Write sentences about a scene.
+    """Write prompts for a scene.
 
     Args:
-        scene: what to describe.
-        rng: random numbers, or a seed for them.
-        split: "relations" gives relations alone; "compositions" names kind and colour in every sentence.
-        count: how many sentences are wanted, over as many objects as possible.
-        targets: pairs (kind, colour) that may be named; all when None.
-        typos: share of sentences with a typo.
+        scene: The scene to describe.
+        rng: A random number generator, or a seed for one.
+        split: "relations" gives only relations; "compositions" names kind and colour in every prompt.
+        count: Number of prompts to write, spread over as many objects as possible.
+        targets: Pairs (kind, colour) of objects to describe; None allows all.
+        typos: Share of prompts with a typo.
 
     Returns:
-        Up to `count` references, no sentence twice; fewer where the scene does not allow more.
+        Up to `count` references with distinct prompts; fewer where the scene does not allow more.
     """
     if isinstance(rng, int):
         rng = Random(rng)
@@ -122,7 +122,7 @@ def describe(
     for _ in range(40):
         family = "relation" if split == "relations" else rng.choices(families, weights)[0]
         test = rng.choices(*_TESTS[family])[0]
-        for _ in range(12):  # the test stays, so that rare relations get their chance
+        for _ in range(12):  # the same test again: relations often fail at first
             thing, other = rng.choice(things), rng.choice(things)
             if used[other.index] < used[thing.index]:
                 thing = other
@@ -130,7 +130,7 @@ def describe(
             if query is None or target(query, scene) is not thing:
                 continue
             if test and test not in SUPERLATIVES and rng.random() < 0.6 and only(query.noun, scene) is thing:
-                continue  # true, but the noun alone would do: people say so, though not that often
+                continue  # the noun alone is enough: people do say more, but not that often
             if split == "compositions" and (query.noun.kind is None or query.noun.colour is None):
                 query = Query(
                     Noun(thing.kind, thing.colour, query.noun.pattern, query.noun.size),
@@ -138,10 +138,10 @@ def describe(
                 )  # fmt: skip
                 if target(query, scene) is not thing:
                     continue
-            sentence = phrase(query, family, rng, names, typos)
-            if sentence in found or len(sentence.split()) > MAX_WORDS:
+            prompt = phrase(query, family, rng, names, typos)
+            if prompt in found or len(prompt.split()) > MAX_WORDS:
                 continue
-            found[sentence] = Reference(sentence, thing.index, family, query)
+            found[prompt] = Reference(prompt, thing.index, family, query)
             used[thing.index] += 1
             break
         if len(found) >= count:

@@ -1,4 +1,4 @@
-"""Prompts about a scene that mean nothing in it, or several objects at once: the generalized task."""
+"""Prompts that match nothing in a scene, or several objects: the generalized task."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from random import Random
 
 from training.scenes.describing import Reference
 from training.scenes.meaning import MAYBE, NO, YES, Noun, Query, fits
+from training.scenes.phrases import MAX_WORDS, phrase, phrase_several
 from training.scenes.scene import COLOURS, PATTERNS, Scene, SceneObject
 from training.scenes.shapes import KINDS
-from training.scenes.wording import MAX_WORDS, phrase, phrase_several
 
 NEGATIVES = 1 / 3
 """Share of the prompts of a generalized scene that match nothing."""
 SEVERAL = 1 / 8
-"""Share of the prompts that mean several objects, where the scene has a group to name."""
+"""Share of the prompts that match several objects, where the scene has a group to describe."""
 
-_SWAPS = (("colour", 45), ("kind", 35), ("pattern", 12), ("both", 8))
+_SWAPS = {"colour": 45, "kind": 35, "pattern": 12, "both": 8}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and the objects it means.
+    """A prompt and the objects it matches.
 
     Attributes:
-        sentence: lower case.
-        indices: of the objects, in ascending order; empty where nothing matches.
-        family: a key of `training.scenes.describing.FAMILIES`, "nothing" or "several".
+        sentence: Lower case.
+        indices: The objects in ascending order; empty where nothing matches.
+        family: A key of `training.scenes.describing.FAMILIES`, "nothing" or "several".
     """
 
     sentence: str
@@ -35,7 +35,7 @@ class Prompt:
 
 
 def generalize(scene: Scene, references: list[Reference], rng: Random) -> list[Prompt]:
-    """Turn some of a scene's prompts into ones that match nothing or several objects.
+    """Replace some of a scene's prompts by ones that match nothing or several objects.
 
     A prompt that matches nothing is one of `references` with an attribute of its target swapped, so that no object of
     the scene fits; everything else in it stays true.
@@ -48,16 +48,16 @@ def generalize(scene: Scene, references: list[Reference], rng: Random) -> list[P
             made = absent(scene, reference, rng)
         elif draw < NEGATIVES + SEVERAL:
             made = several(scene, rng)
-        prompts.append(made or Prompt(reference.sentence, (reference.index,), reference.family))
+        prompts.append(made or Prompt(reference.prompt, (reference.index,), reference.family))
     return prompts
 
 
 def absent(scene: Scene, reference: Reference, rng: Random, attempts: int = 40) -> Prompt | None:
-    """Return a prompt that matches nothing in `scene`, made from one that matches, or None where none was found."""
+    """Return a prompt that matches nothing in `scene`, made from one that matches, or None."""
     target = scene.objects[reference.index]
     for _ in range(attempts):
         noun = _swapped(reference.query.noun, target, rng)
-        # Relations keep their anchors; objects that are hidden count, so that no visible sliver makes the prompt true.
+        # Relations keep their anchors. Hidden objects count too, so that no visible sliver makes the prompt true.
         if any(fits(noun, thing) != NO for thing in scene.objects):
             continue
         sentence = phrase(replace(reference.query, noun=noun), reference.family, rng, typos=0.0)
@@ -67,9 +67,8 @@ def absent(scene: Scene, reference: Reference, rng: Random, attempts: int = 40) 
 
 
 def _swapped(noun: Noun, target: SceneObject, rng: Random) -> Noun:
-    names, weights = zip(*_SWAPS, strict=True)
-    swap = rng.choices(names, weights)[0]
-    # The size of something that is not there says nothing.
+    swap = rng.choices([*_SWAPS], [*_SWAPS.values()])[0]
+    # The size of an absent object has no meaning.
     full = Noun(noun.kind or target.kind, noun.colour, noun.pattern)
     if swap == "pattern":
         other = rng.choice([pattern for pattern in PATTERNS if pattern != target.pattern])
@@ -82,10 +81,9 @@ def _swapped(noun: Noun, target: SceneObject, rng: Random) -> Noun:
 
 
 def several(scene: Scene, rng: Random) -> Prompt | None:
-    """Return a prompt that means all objects of one kind, or of one kind and colour, or None where there is no group.
+    """Return a prompt for all objects of one kind, or of one kind and colour; None where there is no such group.
 
-    At least two objects are meant, all of them clearly visible, and none that might or might not be meant is in the
-    scene.
+    A group has at least two objects, all of them clearly visible, and the scene has no borderline ones.
     """
     nouns = {Noun(o.kind) for o in scene.objects} | {Noun(o.kind, o.colour) for o in scene.objects}
     groups: list[tuple[Noun, list[SceneObject]]] = []

@@ -1,4 +1,4 @@
-"""What a sentence says about a scene, and which objects it is true of: yes, no, or too close to call."""
+"""The meaning of a prompt, and which objects of a scene it matches: yes, no, or too close to call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO, MAYBE, YES = 0, 1, 2
 
 @dataclass(frozen=True)
 class Noun:
-    """What a thing is like; None leaves a property open."""
+    """Properties of an object; None leaves a property open."""
 
     kind: str | None = None
     colour: str | None = None
@@ -28,14 +28,14 @@ class Noun:
 
 @dataclass(frozen=True)
 class Query:
-    """The meaning of a sentence: the one thing that is `noun` and passes the test.
+    """The meaning of a prompt: the one object that is `noun` and passes the test.
 
     Attributes:
-        noun: what it is.
+        noun: Properties of the object.
         test: "" (the noun alone), a side, a corner, "rank", a superlative or a relation.
-        rank: for "rank": 1 is the outermost, counted from `side`.
-        side: for "rank": "left" or "right".
-        anchors: for relations: the other things, one, or two for "between".
+        rank: For "rank": 1 is the outermost, counted from `side`.
+        side: For "rank": "left" or "right".
+        anchors: For relations: the other objects, one, or two for "between".
     """
 
     noun: Noun
@@ -46,7 +46,7 @@ class Query:
 
 
 def fits(noun: Noun, thing: SceneObject) -> int:
-    """Say whether the thing is `noun`, wherever it is; a thing of middling size is neither small nor large."""
+    """Return whether an object is `noun`, regardless of its position; MAYBE for a medium size."""
     if (
         (noun.kind is not None and noun.kind != thing.kind)
         or (noun.colour is not None and noun.colour != thing.colour)
@@ -165,7 +165,7 @@ def _relation(
 
 
 def candidates(noun: Noun, scene: Scene) -> list[tuple[SceneObject, int]]:
-    """Return the things of the scene that are, or might be, `noun`; clutter only for the bare "thing"."""
+    """Return objects that are, or might be, `noun`; clutter only for a noun without properties."""
     if noun == Noun():
         return [(thing, YES) for thing in scene.objects + scene.clutter if thing.visible]
     return [(thing, state) for thing in scene.objects if (state := fits(noun, thing)) and thing.visible]
@@ -178,9 +178,9 @@ def only(noun: Noun, scene: Scene) -> SceneObject | None:
 
 
 def judge(query: Query, scene: Scene) -> list[tuple[SceneObject, int]]:
-    """Return things for which the query is true (YES) or too close to call (MAYBE), two at most.
+    """Return the objects that match a query (YES) or might (MAYBE), two at most.
 
-    A query names exactly one object when the list is one clear object with YES.
+    A query matches exactly one object when the list is one clear object with YES.
     """
     height, width = scene.labels.shape
     found = candidates(query.noun, scene)
@@ -199,7 +199,7 @@ def judge(query: Query, scene: Scene) -> list[tuple[SceneObject, int]]:
             verdict = YES
         elif query.test in SIDES:
             verdict = _side(query.test, thing, group, height, width)
-            if query.test in ("front", "back"):  # also with respect to the whole scene
+            if query.test in ("front", "back"):  # also relative to the whole scene
                 grounds = [o.ground for o in scene.objects if o.visible]
                 ahead = thing.ground - sum(grounds) / len(grounds)
                 verdict = min(verdict, YES if (ahead if query.test == "front" else -ahead) > 0 else MAYBE)
@@ -212,7 +212,7 @@ def judge(query: Query, scene: Scene) -> list[tuple[SceneObject, int]]:
         elif query.test in RELATIONS:
             verdict = _relation(query.test, thing, group, anchors, height, width)
         else:
-            raise ValueError(f"test {query.test!r} is unknown")
+            raise ValueError(f"Unknown test {query.test!r}.")
         verdict = min(verdict, state)
         if verdict:
             verdicts.append((thing, verdict))
@@ -222,7 +222,7 @@ def judge(query: Query, scene: Scene) -> list[tuple[SceneObject, int]]:
 
 
 def target(query: Query, scene: Scene) -> SceneObject | None:
-    """Return the one object the query is true of, or None when it is none, several, or a close call."""
+    """Return the one object that matches, or None if there is none, several, or a close call."""
     verdicts = judge(query, scene)
     if len(verdicts) != 1 or verdicts[0][1] != YES:
         return None

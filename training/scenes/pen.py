@@ -1,4 +1,4 @@
-"""A pen that draws silhouettes from polygons, twice as large as they will be."""
+"""Draws objects from polygons at twice their final size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Points = NDArray[np.float64]
 Tone = tuple[int, int, int]
 
 SUPERSAMPLING = 2
-BODY, PART = 255, 128  # code in the fourth channel: takes the pattern, or is a plain part
+BODY, PART = 255, 128  # in the fourth channel: patterned surface, or plain part
 
 
 def ellipse(x: float, y: float, a: float, b: float, start: float = 0, stop: float = 360, angle: float = 0) -> Points:
-    """Points of an elliptic arc: centre, half axes, degrees clockwise from +x (y points down)."""
+    """Points of an elliptic arc: centre, semi-axes, degrees clockwise from +x (y points down)."""
     return np.array(_ellipse(x, y, a, b, start, stop, angle))
 
 
@@ -30,13 +30,13 @@ def _ellipse(x: float, y: float, a: float, b: float, start: float, stop: float, 
 
 
 def polygon(*points: tuple[float, float]) -> Points:
-    """Corner points as an array."""
+    """Vertices as an array."""
     return np.array(points, dtype=np.float64)
 
 
 @cache
 def profile(middle: float, *sides: tuple[float, float]) -> Points:
-    """Closed outline of a turned body: (half width, y) pairs from top to bottom, smoothed, mirrored at x = middle."""
+    """Outline of a solid of revolution: (half width, y) from top to bottom, smoothed, mirrored at x = middle."""
     half, y = np.array([p[0] for p in sides]), np.array([p[1] for p in sides])
     t = np.linspace(y[0], y[-1], 28)
     w = np.interp(t, y, half)
@@ -61,16 +61,16 @@ class Pen:
         self.columns = math.ceil(height * (aspect * c + s)) + 2
         self.canvas = plane(self.rows * SUPERSAMPLING, self.columns * SUPERSAMPLING, (*colour, 0))
         ca, sa = math.cos(angle), math.sin(angle)
-        self.turn = np.array([[ca, sa], [-sa, ca]]) * (self.scale * 16)
+        self.rotation = np.array([[ca, sa], [-sa, ca]]) * (self.scale * 16)
         centre = np.array([aspect / 2, 0.5])
         half = np.array([self.columns, self.rows]) * (SUPERSAMPLING * 8.0)
-        self.offset = half - centre @ self.turn - 8
+        self.offset = half - centre @ self.rotation - 8
 
-    def _place(self, points: Points) -> NDArray[np.int32]:
-        return np.asarray(points @ self.turn + self.offset, dtype=np.int32)
+    def _to_pixels(self, points: Points) -> NDArray[np.int32]:
+        return np.asarray(points @ self.rotation + self.offset, dtype=np.int32)
 
     def tone(self, tone: float, colour: Tone | None = None) -> Tone:
-        """The object's colour darkened (below 1) or mixed with white (above 1)."""
+        """Return a colour, the object's by default, darkened (below 1) or mixed with white (above 1)."""
         r, g, b = colour or self.colour
         if tone <= 1:
             return int(r * tone), int(g * tone), int(b * tone)
@@ -78,14 +78,14 @@ class Pen:
         return int(r + (255 - r) * w), int(g + (255 - g) * w), int(b + (255 - b) * w)
 
     def fill(self, points: Points, tone: float = 1.0, colour: Tone | None = None, body: bool = False) -> None:
-        """Fill a polygon; `body` marks what the pattern covers."""
+        """Fill a polygon; `body` marks the surface that the pattern covers."""
         code = BODY if body else PART
-        cv2.fillPoly(self.canvas, [self._place(points)], (*self.tone(tone, colour), code), cv2.LINE_8, 4)
+        cv2.fillPoly(self.canvas, [self._to_pixels(points)], (*self.tone(tone, colour), code), cv2.LINE_8, 4)
 
     def stroke(
         self, points: Points, width: float, tone: float = 1.0, colour: Tone | None = None, closed: bool = False
     ) -> None:
-        """Draw a line of the given width (in heights)."""
+        """Draw a line; its width is relative to the object's height."""
         thickness = max(1, round(width * self.scale))
         value = (*self.tone(tone, colour), PART)
-        cv2.polylines(self.canvas, [self._place(points)], closed, value, thickness, cv2.LINE_8, 4)
+        cv2.polylines(self.canvas, [self._to_pixels(points)], closed, value, thickness, cv2.LINE_8, 4)

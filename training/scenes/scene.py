@@ -1,4 +1,4 @@
-"""What a drawn scene is: the picture, the map of visible pixels, and the facts about every object in it."""
+"""A synthetic scene: the image, its label map, and the properties of every object."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ PATTERNS = ("plain", "striped", "dotted")
 SIZES = ("small", "medium", "large")
 SPLITS = ("train", "val", "compositions", "relations")
 
-MIN_SHARE = 0.35  # of an object's pixels must be visible before a sentence may name it
-MIN_PIXELS = 80  # visible pixels before a sentence may name it
+MIN_SHARE = 0.35  # visible share of an object's pixels that a prompt needs
+MIN_PIXELS = 80  # visible pixels that a prompt needs
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene; all lengths in pixels of the picture, x to the right, y down.
+    """An object of a scene; lengths in pixels of the image, x to the right, y down.
 
     Attributes:
-        index: position in `Scene.objects`; its pixels carry `index + 1` in `Scene.labels` (-1: clutter, no label).
-        kind: a key of `shapes.KINDS`, or "clutter".
-        colour: a key of `COLOURS`.
-        pattern: one of `PATTERNS`.
-        size: one of `SIZES`, relative to other objects of the kind.
+        index: Position in `Scene.objects`; its pixels have the label `index + 1` (-1: clutter, no label).
+        kind: A key of `shapes.KINDS`, or "clutter".
+        colour: A key of `COLOURS`.
+        pattern: One of `PATTERNS`.
+        size: One of `SIZES`, relative to other objects of the kind.
         centre: (x, y), mean of the visible pixels.
         box: (x_min, y_min, x_max, y_max) of the visible pixels, max exclusive.
         ground: y at which the object touches the ground; larger is nearer to the viewer.
         extent: (width, height) of the whole object, hidden parts included.
-        area: pixels of the whole object, hidden parts included.
-        visible: pixels that are seen.
+        area: Pixels of the whole object, hidden parts included.
+        visible: Number of visible pixels.
     """
 
     index: int
@@ -64,7 +64,7 @@ class SceneObject:
 
     @property
     def clear(self) -> bool:
-        """Whether enough of it is seen for a sentence to name it."""
+        """Whether enough of it is visible for a prompt."""
         return self.share >= MIN_SHARE and self.visible >= MIN_PIXELS
 
     @property
@@ -75,13 +75,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture and what is in it.
+    """An image and its objects.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) uint8; 0 background and clutter, i + 1 the visible pixels of object i.
-        objects: in the order of painting, the farthest first.
-        clutter: small neutral things that no sentence means; kept so that a vague sentence is not ambiguous with them.
+        labels: (H, W) uint8; 0 for background and clutter, i + 1 for the visible pixels of object i.
+        objects: In drawing order, the farthest first.
+        clutter: Small neutral items that no prompt refers to; listed because a vague prompt could match them.
     """
 
     image: NDArray[np.uint8]
@@ -92,5 +92,6 @@ class Scene:
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Return the visible pixels of object `index` as (H, W) bool."""
         if not 0 <= index < len(self.objects):
-            raise IndexError(f"object {index} of a scene with {len(self.objects)}; give 0 to {len(self.objects) - 1}")
-        return self.labels == index + 1
+            last = len(self.objects) - 1
+            raise IndexError(f"Object {index} of a scene with {last + 1} objects; expected 0 to {last}.")
+        return np.equal(self.labels, index + 1)

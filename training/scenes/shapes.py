@@ -1,4 +1,4 @@
-"""The kinds of objects: how each is drawn, in units of its height."""
+"""The kinds of objects and how each is drawn, in units of its height."""
 
 from __future__ import annotations
 
@@ -212,13 +212,13 @@ def _shoe(pen: Pen, rng: Random) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of object is drawn: aspect = width / height, height in heights of the picture, lean in radians."""
+    """How a kind is drawn: aspect = width / height, height relative to the image's, tilt in radians."""
 
     draw: Callable[[Pen, Random], None]
     aspect: float
     height: float
     shading: str
-    lean: float = 0.0
+    tilt: float = 0.0
 
 
 KINDS: dict[str, Kind] = {

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from training.scenes.describing import describe
+from training.scenes.drawing import draw_scene
 from training.scenes.generalized import NEGATIVES, absent, generalize, several
 from training.scenes.meaning import NO, YES, Noun, Query, fits
+from training.scenes.phrases import phrase_several, plural
 from training.scenes.scene import COLOURS
-from training.scenes.synthetic import SyntheticScenes, draw_scene
-from training.scenes.wording import phrase_several, plural
+from training.scenes.synthetic import SyntheticScenes
 
 SCENES = SyntheticScenes("val", 60, seed=3, height=128, width=160)
 
@@ -65,7 +66,7 @@ def test_shares_and_repeatability() -> None:
         families.update(prompt.family for prompt in prompts)
         for prompt, reference in zip(prompts, references, strict=True):
             if prompt.family not in ("nothing", "several"):
-                assert (prompt.sentence, prompt.indices) == (reference.sentence, (reference.index,))
+                assert (prompt.sentence, prompt.indices) == (reference.prompt, (reference.index,))
     share = families["nothing"] / families.total()
     assert abs(share - NEGATIVES) < 0.1
     assert families["several"] > 0
@@ -114,4 +115,4 @@ def test_negatives_come_from_true_prompts() -> None:
     scene, _ = SCENES.example(0)
     for reference in describe(scene, 1, count=4):
         prompt = absent(scene, reference, Random(0))
-        assert prompt is None or prompt.sentence != reference.sentence
+        assert prompt is None or prompt.sentence != reference.prompt

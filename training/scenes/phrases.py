@@ -1,4 +1,4 @@
-"""Words for a query: the ways people type it, long, short, and now and then with a typo."""
+"""Prompts for a query, as people type them: long, short, and sometimes with a typo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from training.scenes.meaning import Noun, Query
 from training.scenes.scene import COLOURS
 
 MAX_WORDS = 13
-KIND_WORDS: dict[str, tuple[str, ...]] = {  # the first is the usual one
+KIND_WORDS: dict[str, tuple[str, ...]] = {  # the first is the most common
     "mug": ("mug", "cup", "coffee mug"),
     "pillow": ("pillow", "cushion"),
     "shoe": ("shoe", "sneaker"),
@@ -78,7 +78,7 @@ def _colour(colour: str, rng: Random) -> str:
 
 
 def noun_words(noun: Noun, rng: Random) -> str:
-    """Say what a thing is, without an article: "striped blue mug", "red one", "mug with dots"."""
+    """Return a noun phrase without an article: "striped blue mug", "red one", "mug with dots"."""
     front, tail = [], ""
     if noun.size is not None:
         front.append(rng.choice(SIZE_WORDS[noun.size]))
@@ -96,7 +96,7 @@ def noun_words(noun: Noun, rng: Random) -> str:
 
 
 def _short(query: Query, rng: Random) -> str:
-    """Say it as tersely as people do: "red one left", "bottom left", "left mug"."""
+    """Return a terse prompt: "red one left", "bottom left", "left mug"."""
     noun = query.noun
     if query.test == "":
         words = [_colour(noun.colour, rng)] if noun.colour else []
@@ -155,12 +155,12 @@ NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 def phrase_several(query: Query, count: int, rng: Random) -> str:
-    """Put a query about all objects of a kind into words: "all the red mugs", "the two hats", "both books".
+    """Write a prompt for all objects of a kind: "all the red mugs", "the two hats", "both books".
 
     Args:
-        query: what they are; its noun has a kind.
-        count: how many there are, at least 2.
-        rng: decides among paraphrases.
+        query: Describes them; its noun has a kind.
+        count: Number of objects, at least 2.
+        rng: Chooses among paraphrases.
     """
     *front, head = noun_words(query.noun, rng).split()
     body = " ".join([*front, plural(head)])
@@ -179,12 +179,12 @@ def plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith(("x", "s", "ch", "sh")) else f"{noun}s"
 
 
-def _typo(sentence: str, rng: Random, kept: frozenset[str]) -> str:
-    """Swap two adjacent letters inside one longer word; words of colour, kind and side are left alone."""
-    words = sentence.split()
+def _typo(prompt: str, rng: Random, kept: frozenset[str]) -> str:
+    """Swap two adjacent letters inside one longer word, but not in words of colour, kind or side."""
+    words = prompt.split()
     long = [i for i, w in enumerate(words) if len(w) >= 5 and w not in kept]
     if not long:
-        return sentence
+        return prompt
     i = rng.choice(long)
     k = rng.randint(1, len(words[i]) - 3)
     w = words[i]
@@ -193,35 +193,35 @@ def _typo(sentence: str, rng: Random, kept: frozenset[str]) -> str:
 
 
 def phrase(query: Query, family: str, rng: Random, kinds: frozenset[str] = frozenset(), typos: float = 0.02) -> str:
-    """Put a query into words.
+    """Write a prompt for a query.
 
     Args:
-        query: what is meant.
+        query: The meaning.
         family: "short" for the tersest form; any other name for the usual forms.
-        rng: decides among paraphrases.
-        kinds: words that a typo must not touch besides colours and sides.
-        typos: share of sentences with a typo.
+        rng: Chooses among paraphrases.
+        kinds: Words that must not get a typo, besides colours and sides.
+        typos: Share of prompts with a typo.
 
     Returns:
-        A lower-case sentence; it may exceed `MAX_WORDS`, which the caller checks.
+        The prompt, lower case; it may exceed `MAX_WORDS`, which the caller checks.
     """
     if family == "short":
-        sentence = _short(query, rng)
+        prompt = _short(query, rng)
     else:
         body = noun_words(query.noun, rng)
         if query.test == "":
-            sentence = body
+            prompt = body
         elif query.test == "rank":
-            sentence = _rank(query, body, rng)
+            prompt = _rank(query, body, rng)
         elif query.test in SUPERLATIVE_WORDS:
-            sentence = f"{rng.choice(SUPERLATIVE_WORDS[query.test])} {body}"
+            prompt = f"{rng.choice(SUPERLATIVE_WORDS[query.test])} {body}"
         elif query.test in RELATION_WORDS:
-            sentence = _relation(query, body, rng)
+            prompt = _relation(query, body, rng)
         else:
-            sentence = _place(query, body, rng)
+            prompt = _place(query, body, rng)
         if rng.random() < 0.42:
-            sentence = "the " + sentence
+            prompt = "the " + prompt
     if rng.random() < typos:
         words = {w for options in KIND_WORDS.values() for o in options for w in o.split()}
-        sentence = _typo(sentence, rng, _PROTECTED_TYPOS | words | kinds)
-    return sentence
+        prompt = _typo(prompt, rng, _PROTECTED_TYPOS | words | kinds)
+    return prompt
