@@ -66,7 +66,6 @@ KNOWN_TWINS = {"qnn"}
 KNOWN_CIRCLES = [
     {"training.engine", "training.state"},
     {"training.evaluate", "training.gallery"},
-    {"training.model.cris", "training.model.deploy"},
 ]
 
 

@@ -40,8 +40,8 @@ _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 _TABLE = "backbone.token_embedding.weight"
 _NEW_IN_CRIS = "visual.attnpool.connect."
 # Trainers store their best score beside the weights as a numpy scalar: data, not code.
-_NUMPY_SCALARS = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
-_NUMPY_SCALARS.append(np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar)
+_NUMPY_SCALARS: list[Any] = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
+_NUMPY_SCALARS.append(np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar)  # type: ignore[attr-defined]
 
 
 def load_model(
@@ -228,7 +228,7 @@ def read_clip(path: str | os.PathLike[str]) -> State:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch announces the end of TorchScript; CLIP is distributed in it
             try:
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
                 raise CheckpointError(f"{path} is a damaged TorchScript archive; get the file again.") from error
     else:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training.model import CRIS
 from training.model.projector import Projector
+from training.model.typed import typed
 from training.model.upsampled import convolve_doubled
 
 
@@ -65,20 +66,21 @@ def project_taps(projector: Projector, decoded: Tensor, sentence: Tensor) -> Ten
     into the sentence's kernel. A convolution with as many groups as sentences is slow, above all its backward pass: it
     becomes a matrix product and nine shifted additions.
     """
-    (_, (first, *first_norm), _, (second, *second_norm), last) = projector.vis
-    x = decoded
-    for convolution, norm in ((first, first_norm), (second, second_norm)):
-        x = convolve_doubled(x, convolution.weight)
-        for step in norm:
-            x = step(x)
+    x, last = decoded, typed(projector.vis[4], nn.Conv2d)
+    for block in (projector.vis[1], projector.vis[3]):
+        convolution, *rest = block.children()
+        x = convolve_doubled(x, typed(convolution, nn.Conv2d).weight)
+        for module in rest:
+            x = module(x)
+    assert last.bias is not None
     count, half, height, width = x.shape
-    projected = projector.txt(sentence)
+    projected: Tensor = projector.txt(sentence)
     kernel, bias = projected[:, :-1].reshape(count, half, 9), projected[:, -1]
     mixed = torch.matmul(last.weight.flatten(1).T, kernel)  # with W, b the 1x1 convolution: k (W x + b) = (k W) x + k b
     taps = torch.bmm(x.permute(0, 2, 3, 1).reshape(count, height * width, half), mixed.to(x.dtype)).float()
     taps = taps + torch.matmul(last.bias, kernel).float()[:, None]  # (N, h w, 9)
     # Folding adds patches where they overlap; a convolution looks the other way, so its taps are in reverse.
-    summed = F.fold(taps.flip(2).transpose(1, 2), (height, width), 3, padding=1)
+    summed: Tensor = F.fold(taps.flip(2).transpose(1, 2), (height, width), 3, padding=1)
     return summed + bias.float()[:, None, None, None]
 
 

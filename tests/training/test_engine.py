@@ -237,7 +237,7 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint_before(
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*stays"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*kept"):
         trainer.fit()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "last.pt", "metrics.jsonl"]
     assert Trainer(tiny_run(), tmp_path, join("cpu"), resume="auto").state.step == 2

@@ -103,4 +103,5 @@ class Architecture:
                 f"The checkpoint describes its architecture with {', '.join(unknown)}, which this version does not "
                 "know; update CRIS Edge."
             )
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)

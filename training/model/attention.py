@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, C) -> (B, heads, N, C / heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+    return split.transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from training.model.architecture import Architecture
 from training.model.attention import MultiHeadAttention, dot_product_attention, merge_heads, split_heads
+from training.model.typed import typed
 
 
 class Bottleneck(nn.Module):
@@ -107,7 +108,7 @@ class ImageEncoder(nn.Module):
         )
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
-                nn.init.zeros_(block.bn3.weight)  # as CLIP: a block starts as its shortcut
+                nn.init.zeros_(typed(block, Bottleneck).bn3.weight)  # as CLIP: a block starts as its shortcut
 
     @staticmethod
     def _stage(inplanes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
@@ -153,7 +154,8 @@ class ResidualAttentionBlock(nn.Module):
         """(B, L, width) -> the same; a token sees itself and those before it."""
         normed = self.ln_1(x)
         x = x + self.attn(normed, normed, normed, is_causal=True)
-        return x + self.mlp(self.ln_2(x))
+        fed_forward: Tensor = self.mlp(self.ln_2(x))
+        return x + fed_forward
 
 
 class Transformer(nn.Module):
@@ -165,7 +167,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, width) -> the same."""
-        return self.resblocks(x)
+        encoded: Tensor = self.resblocks(x)
+        return encoded
 
 
 class CLIP(nn.Module):
@@ -188,12 +191,13 @@ class CLIP(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
-        for block in self.transformer.resblocks:
+        for child in self.transformer.resblocks:
+            block = typed(child, ResidualAttentionBlock)
             for projection in (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj):
                 nn.init.normal_(projection.weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(typed(block.mlp.c_fc, nn.Linear).weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(typed(block.mlp.c_proj, nn.Linear).weight, std=width**-0.5 * (2 * layers) ** -0.5)
 
     def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps c3, c4 and c5 of `ImageEncoder.forward`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,11 +12,9 @@ from cris_edge.errors import InputError
 from training.model.architecture import Architecture
 from training.model.clip import CLIP
 from training.model.decoder import Decoder
+from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder, Resolution
 from training.model.neck import Neck
 from training.model.projector import Projector
-
-if TYPE_CHECKING:
-    from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder, Resolution
 
 
 class CRIS(nn.Module):
@@ -64,15 +62,14 @@ class CRIS(nn.Module):
         `resolution` says where the products of the projector's 3x3 convolutions are taken, see
         `DeployMaskDecoder.at_resolution`.
         """
-        from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder
-
         frozen = copy.deepcopy(self).float().eval().requires_grad_(False)
         mask_decoder = DeployMaskDecoder(frozen).at_resolution(resolution)
         return DeployImageEncoder(frozen), DeployTextEncoder(frozen), mask_decoder
 
     def parameter_groups(self, learning_rate: float, backbone_scale: float = 0.1) -> list[dict[str, Any]]:
         """Optimizer groups: CLIP's weights learn slower than the rest, but for the positional embeddings."""
-        slow, fast = [], []
+        slow: list[nn.Parameter] = []
+        fast: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 is_slow = name.startswith("backbone.") and "positional_embedding" not in name

@@ -52,7 +52,8 @@ class DecoderLayer(nn.Module):
         v = v + self.dropout(self.self_attn_norm(self.self_attn(q, k, x)))
         q = self.norm2(v) + v_pos
         v = v + self.dropout(self.cross_attn_norm(self.multihead_attn(q, t + t_pos, t, mask=seen)))
-        return v + self.dropout(self.ffn(self.norm3(v)))
+        fed_forward: Tensor = self.dropout(self.ffn(self.norm3(v)))
+        return v + fed_forward
 
 
 class Decoder(nn.Module):
@@ -77,4 +78,5 @@ class Decoder(nn.Module):
         seen = ~padding[:, None, None, :]
         for layer in self.layers:
             v = layer(v, words, v_pos, t_pos, seen)
-        return self.norm(v).transpose(1, 2).reshape(batch, channels, height, width)
+        decoded: Tensor = self.norm(v)
+        return decoded.transpose(1, 2).reshape(batch, channels, height, width)

@@ -22,18 +22,20 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.model.architecture import Architecture
 from training.model.attention import MultiHeadAttention, attend, split_heads
-from training.model.clip import AttentionPool, Bottleneck, ResidualAttentionBlock
-from training.model.cris import CRIS
-from training.model.decoder import DecoderLayer, image_positions, word_positions
-from training.model.fold import conv, conv_bn, linear, scale_and_shift
-from training.model.neck import coordinates, upsample2
+from training.model.clip import CLIP, AttentionPool, Bottleneck, ResidualAttentionBlock
+from training.model.decoder import Decoder, DecoderLayer, image_positions, word_positions
+from training.model.fold import conv, conv_bn, fold_block, linear, scale_and_shift
+from training.model.neck import CoordConv, Neck, coordinates, upsample2
+from training.model.projector import Projector
+from training.model.typed import typed
 from training.model.upsampled import HalfResolution, LowResolution
 
 Resolution = Literal["full", "half", "low"]
@@ -42,11 +44,27 @@ Resolution = Literal["full", "half", "low"]
 UNSEEN = 1e4
 
 
+class Parts(Protocol):
+    """The parts of `CRIS`."""
+
+    architecture: Architecture
+    backbone: CLIP
+    neck: Neck
+    decoder: Decoder
+    proj: Projector
+
+
 def _scaled_key(attention: MultiHeadAttention | AttentionPool) -> nn.Linear:
     """The key projection with attention's 1 / sqrt(d) in its weights."""
     projection = attention.k_proj
     scale = math.sqrt(attention.heads / projection.out_features)
     return linear(projection.weight * scale, projection.bias * scale)
+
+
+def _to_map(tokens: Tensor, side: int) -> Tensor:
+    """(B, C, side * side) -> (B, C, side, side)."""
+    unflattened: Tensor = tokens.unflatten(2, (side, side))  # type: ignore[no-untyped-call]
+    return unflattened
 
 
 class DeployBottleneck(nn.Module):
@@ -60,8 +78,7 @@ class DeployBottleneck(nn.Module):
         self.conv3 = conv_bn(block.conv3, block.bn3)
         self.shortcut: nn.Module = nn.Identity()
         if block.downsample is not None:
-            pool, convolution, norm = block.downsample
-            folded = conv_bn(convolution, norm)
+            pool, folded = typed(block.downsample[0], nn.AvgPool2d), fold_block(block.downsample[1:])
             self.shortcut = folded if pool.kernel_size == 1 else nn.Sequential(pool, folded)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +98,7 @@ class DeployAttentionPool(nn.Module):
         self.heads, self.grid = pool.heads, grid
         self.register_buffer("positions", pool.positions(grid, grid).clone())
         self.q_proj, self.k_proj, self.v_proj, self.c_proj = pool.q_proj, _scaled_key(pool), pool.v_proj, pool.c_proj
-        self.connect = conv_bn(pool.connect[0], pool.connect[1])
+        self.connect = fold_block(pool.connect)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, g, g) -> (B, embed, g, g)."""
@@ -90,7 +107,7 @@ class DeployAttentionPool(nn.Module):
         key = split_heads(self.k_proj(tokens), self.heads).transpose(2, 3)
         value = split_heads(self.v_proj(tokens), self.heads)
         attended = self.c_proj(attend(query, key, value)).transpose(1, 2)
-        return F.relu(attended.unflatten(2, (self.grid, self.grid)) + self.connect(x))
+        return F.relu(_to_map(attended, self.grid) + self.connect(x))
 
 
 class DeployImageEncoder(nn.Module):
@@ -99,22 +116,22 @@ class DeployImageEncoder(nn.Module):
     input_names = ("image",)
     output_names = ("visual5", "visual4", "visual3")
 
-    def __init__(self, model: CRIS) -> None:
+    def __init__(self, model: Parts) -> None:
         super().__init__()
         visual, neck = model.backbone.visual, model.neck
         self.conv1 = conv_bn(visual.conv1, visual.bn1)
         self.conv2 = conv_bn(visual.conv2, visual.bn2)
         self.conv3 = conv_bn(visual.conv3, visual.bn3)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(*(DeployBottleneck(block) for block in stage))
+            nn.Sequential(*(DeployBottleneck(typed(block, Bottleneck)) for block in stage))
             for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
         )
         self.attnpool = DeployAttentionPool(visual.attnpool, model.architecture.input_size // 32)
 
-        self.f1_v_proj = conv_bn(neck.f1_v_proj[0], neck.f1_v_proj[1])
-        self.f2_v_proj = conv_bn(neck.f2_v_proj[0], neck.f2_v_proj[1])
-        self.f3_v_proj = conv_bn(neck.f3_v_proj[0], neck.f3_v_proj[1])
-        f2_cat, f3_cat = (conv_bn(cat[0], cat[1]) for cat in (neck.f2_cat, neck.f3_cat))
+        self.f1_v_proj = fold_block(neck.f1_v_proj)
+        self.f2_v_proj = fold_block(neck.f2_v_proj)
+        self.f3_v_proj = fold_block(neck.f3_v_proj)
+        f2_cat, f3_cat = (fold_block(cat) for cat in (neck.f2_cat, neck.f3_cat))
         self.f2_cat = conv(f2_cat.weight[:, : self.f2_v_proj.out_channels], f2_cat.bias)
         self.f3_cat = conv(f3_cat.weight[:, : self.f3_v_proj.out_channels], f3_cat.bias)
 
@@ -151,7 +168,8 @@ class DeployTextBlock(nn.Module):
         key = split_heads(self.k_proj(normed), self.heads).transpose(2, 3)
         value = split_heads(self.v_proj(normed), self.heads)
         x = x + self.out_proj(attend(query, key, value, causal))
-        return x + self.mlp(self.ln_2(x))
+        fed_forward: Tensor = self.mlp(self.ln_2(x))
+        return x + fed_forward
 
 
 class DeployTextEncoder(nn.Module):
@@ -164,13 +182,15 @@ class DeployTextEncoder(nn.Module):
     order: Tensor
     word_positions: Tensor
 
-    def __init__(self, model: CRIS) -> None:
+    def __init__(self, model: Parts) -> None:
         super().__init__()
         architecture, clip, neck = model.architecture, model.backbone, model.neck
         length, width = architecture.word_len, architecture.text_width
         self.decoder_heads = architecture.decoder_heads
         self.token_embedding = clip.token_embedding
-        self.blocks = nn.ModuleList(DeployTextBlock(block) for block in clip.transformer.resblocks)
+        self.blocks = nn.ModuleList(
+            DeployTextBlock(typed(block, ResidualAttentionBlock)) for block in clip.transformer.resblocks
+        )
         self.ln_final = clip.ln_final
         self.register_buffer("positions", clip.positional_embedding[:length].detach().clone())
         self.register_buffer("causal", torch.full((length, length), UNSEEN).triu(1))
@@ -179,25 +199,27 @@ class DeployTextEncoder(nn.Module):
         self.text_projection = linear(clip.text_projection.T, None)
 
         scale, shift = scale_and_shift(neck.txt_proj[1])
-        self.txt_proj = linear(neck.txt_proj[0].weight * scale[:, None], shift)
+        self.txt_proj = linear(typed(neck.txt_proj[0], nn.Linear).weight * scale[:, None], shift)
         # ReLU first, then the factor of the norm that follows the product of image and sentence.
         self.gate_scale = nn.Parameter(scale_and_shift(neck.norm_layer[0])[0][:, None, None], requires_grad=False)
 
-        self.key_projections = nn.ModuleList(_scaled_key(layer.multihead_attn) for layer in model.decoder.layers)
-        self.value_projections = nn.ModuleList(layer.multihead_attn.v_proj for layer in model.decoder.layers)
+        attentions = [typed(layer, DecoderLayer).multihead_attn for layer in model.decoder.layers]
+        self.key_projections = nn.ModuleList(_scaled_key(attention) for attention in attentions)
+        self.value_projections = nn.ModuleList(attention.v_proj for attention in attentions)
 
-        self.half = width // 2
+        self.kernel_channels = width // 2
         self.contrastive = architecture.contrastive
         if self.contrastive:
             self.kernel, self.tap_bias, self.bias = self._kernel(model)
 
     @staticmethod
-    def _kernel(model: CRIS) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    def _kernel(model: Parts) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         """`proj.txt` composed with the 1x1 convolution it will meet, its rows put tap-major.
 
         With W, b the 1x1 convolution and k_t the sentence's kernel at tap t: k_t (W x + b) = (k_t W) x + k_t b.
         """
-        text, last = model.proj.txt, model.proj.vis[4]
+        text, last = model.proj.txt, typed(model.proj.vis[4], nn.Conv2d)
+        assert last.bias is not None
         half = last.out_channels
         weight = text.weight[:-1].reshape(half, 9, -1)  # (C/2, tap, embed), channel-major as checkpoints have it
         bias = text.bias[:-1].reshape(half, 9)
@@ -241,7 +263,7 @@ class DeployTextEncoder(nn.Module):
             outputs += [torch.stack(keys, 1).transpose(3, 4), torch.stack(values, 1), padding[:, None, None, :]]
         if self.contrastive:
             outputs += [
-                self.kernel(sentence).unflatten(1, (9, self.half)),
+                self.kernel(sentence).unflatten(1, (9, self.kernel_channels)),
                 self.tap_bias(sentence).unsqueeze(2),
                 self.bias(sentence)[:, :, None, None],
             ]
@@ -276,7 +298,8 @@ class DeployDecoderLayer(nn.Module):
         query = split_heads(self.cross_q_proj(self.norm2(v) + self.positions), self.heads)
         attended = self.cross_out_proj(attend(query, word_keys, word_values, padding_penalty))
         v = v + self.cross_attn_norm(attended)
-        return v + self.ffn(self.norm3(v))
+        fed_forward: Tensor = self.ffn(self.norm3(v))
+        return v + fed_forward
 
 
 class DeployMaskDecoder(nn.Module):
@@ -286,33 +309,35 @@ class DeployMaskDecoder(nn.Module):
 
     place: Tensor
 
-    def __init__(self, model: CRIS) -> None:
+    def __init__(self, model: Parts) -> None:
         super().__init__()
         architecture, neck, projector = model.architecture, model.neck, model.proj
         self.grid = grid = architecture.input_size // 16
         self.channels = channels = architecture.text_width
         self.gate_shift = nn.Parameter(scale_and_shift(neck.norm_layer[0])[1][:, None, None], requires_grad=False)
-        f2_cat, f3_cat, aggr = (conv_bn(cat[0], cat[1]) for cat in (neck.f2_cat, neck.f3_cat, neck.aggr))
+        f2_cat, f3_cat, aggr = (fold_block(cat) for cat in (neck.f2_cat, neck.f3_cat, neck.aggr))
         self.f2_cat = conv(f2_cat.weight[:, channels:], None)
         self.f3_cat = conv(f3_cat.weight[:, architecture.neck_widths[0] :], None)
-        self.f4_proj3 = conv_bn(neck.f4_proj3[0], neck.f4_proj3[1])
-        self.f4_proj4 = conv_bn(neck.f4_proj4[0], neck.f4_proj4[1])
-        self.f4_proj5 = conv_bn(neck.f4_proj5[0], neck.f4_proj5[1])
+        self.f4_proj3 = fold_block(neck.f4_proj3)
+        self.f4_proj4 = fold_block(neck.f4_proj4)
+        self.f4_proj5 = fold_block(neck.f4_proj5)
         self.aggr = conv(aggr.weight[:, : 2 * channels], aggr.bias)
         self.aggr5 = conv(aggr.weight[:, 2 * channels :], None)
 
-        coord = conv_bn(neck.coordconv[0].conv1[0], neck.coordconv[0].conv1[1])
+        coord = fold_block(typed(neck.coordconv[0], CoordConv).conv1)
         self.coordconv1 = conv(coord.weight[:, :channels], None, padding=1)
         place = F.conv2d(coordinates(grid, grid), coord.weight[:, channels:], coord.bias, padding=1)
         self.register_buffer("place", place)
-        self.coordconv2 = conv_bn(neck.coordconv[1][0], neck.coordconv[1][1])
+        self.coordconv2 = fold_block(neck.coordconv[1])
 
         positions = image_positions(grid, grid, channels)
-        self.layers = nn.ModuleList(DeployDecoderLayer(layer, positions) for layer in model.decoder.layers)
+        self.layers = nn.ModuleList(
+            DeployDecoderLayer(typed(layer, DecoderLayer), positions) for layer in model.decoder.layers
+        )
         self.norm = model.decoder.norm
 
-        self.vis1: nn.Module = conv_bn(projector.vis[1][0], projector.vis[1][1])
-        self.vis2: nn.Module = conv_bn(projector.vis[3][0], projector.vis[3][1])
+        self.vis1: nn.Module = fold_block(projector.vis[1])
+        self.vis2: nn.Module = fold_block(projector.vis[3])
         self.contrastive = architecture.contrastive
         if not self.contrastive:
             self.vis3, self.kernel = projector.vis[4], projector.kernel
@@ -358,15 +383,21 @@ class DeployMaskDecoder(nn.Module):
             for number, layer in enumerate(self.layers):
                 v = layer(v, word_keys[:, number], word_values[:, number], padding_penalty)
         x = self.visual(self.norm(v))
-        return self.correlate(x, *sentence[-3:]) if self.contrastive else self.kernel(self.vis3(x))
+        if self.contrastive:
+            return self.correlate(x, *sentence[-3:])
+        logits: Tensor = self.kernel(self.vis3(x))
+        return logits
 
     def visual(self, decoded: Tensor) -> Tensor:
         """The projector's convolutions: tokens (B, N, C) -> (B, C/2, S/4, S/4)."""
+        x: Tensor
         if self.resolution == "low":
-            return self.vis2(self.vis1(decoded)).transpose(1, 2).unflatten(2, (4 * self.grid, 4 * self.grid))
-        x = decoded.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+            x = self.vis2(self.vis1(decoded)).transpose(1, 2)
+            return _to_map(x, 4 * self.grid)
+        x = _to_map(decoded.transpose(1, 2), self.grid)
         if self.resolution == "half":
-            return self.vis2(self.vis1(x))
+            x = self.vis2(self.vis1(x))
+            return x
         x = F.relu(self.vis1(upsample2(x)))
         return F.relu(self.vis2(upsample2(x)))
 
@@ -384,7 +415,7 @@ class DeployMaskDecoder(nn.Module):
         """3x3 convolution of x (B, C/2, H, W) with a kernel per sentence, as nine shifted sums: (B, 1, H, W)."""
         side = 4 * self.grid
         taps = torch.matmul(kernel, x.flatten(2)) + tap_bias  # (B, 9, H W)
-        taps = F.pad(taps.unflatten(2, (side, side)), (1, 1, 1, 1))  # beyond the border there is no tap's constant
+        taps = F.pad(_to_map(taps, side), (1, 1, 1, 1))  # beyond the border there is no tap's constant
         logits = bias
         for tap in range(9):
             row, column = divmod(tap, 3)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from training.model.typed import typed
 
-def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """The norm with its running statistics as ``x * scale + shift``, each (C,)."""
+    norm = typed(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
@@ -32,7 +35,7 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return module
 
 
-def conv_bn(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def conv_bn(convolution: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     """Convolution and batch norm as one convolution with bias."""
     scale, shift = scale_and_shift(norm)
     return conv(
@@ -41,3 +44,9 @@ def conv_bn(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
         padding=int(convolution.padding[0]),
         stride=int(convolution.stride[0]),
     )
+
+
+def fold_block(block: nn.Module) -> nn.Conv2d:
+    """The first two modules of a block, a convolution and its batch norm, as one convolution with bias."""
+    convolution, norm = list(block.children())[:2]
+    return conv_bn(typed(convolution, nn.Conv2d), norm)

@@ -76,7 +76,8 @@ class Neck(nn.Module):
     def forward(self, features: tuple[Tensor, Tensor, Tensor], sentence: Tensor) -> Tensor:
         """c3, c4, c5 of B images and N sentences (N, embed), N / B to an image -> fused (N, C, S/16, S/16)."""
         f3, f4, f5 = self.pyramid(features, sentence)
-        return self.coordconv(self.aggregate(f3, f4, f5))
+        fused: Tensor = self.coordconv(self.aggregate(f3, f4, f5))
+        return fused
 
     def pyramid(self, features: tuple[Tensor, Tensor, Tensor], sentence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sentence gates the deepest map, which then flows down: f3, f4 at S/16 and f5 at S/32."""
