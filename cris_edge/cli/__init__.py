@@ -16,6 +16,7 @@ from cris_edge.cli.doctor import doctor
 from cris_edge.cli.info import info
 from cris_edge.cli.predict import predict
 from cris_edge.cli.program import Program
+from cris_edge.cli.serve import serve
 from cris_edge.cli.verify import verify
 
 __all__ = ["main"]
@@ -29,5 +30,5 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-for command in (predict, info, verify, doctor, benchmark):
+for command in (predict, info, verify, doctor, benchmark, serve):
     main.add_command(command)
