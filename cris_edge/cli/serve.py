@@ -79,8 +79,7 @@ def serve(
     logging.getLogger("cris_edge.serve").setLevel(logging.INFO)
     names = [*hosts, host, *LOOPBACK] if local or hosts else ["*"]
     service = Service(Segmenter(model, **options), limits, token=token, origins=origins, hosts=names)
-    click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}", err=True)
-    run(service.app(), host, port)
+    run(service.app(), host, port, lambda url: click.echo(url, err=True))
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cris_edge.errors import InputError, RuntimeMissingError
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
 _DRAIN = 30  # seconds that requests which run are given at shutdown
 
 
-def serve(app: Starlette, host: str, port: int) -> None:
+def serve(app: Starlette, host: str, port: int, announce: Callable[[str], None]) -> None:
     """Serve until a signal comes (SIGINT or SIGTERM); requests that were accepted are answered first.
+
+    Args:
+        app: The application.
+        host: Address to listen on.
+        port: Port to listen on; 0 for a free one.
+        announce: Called with the URL once connections are accepted.
 
     Raises:
         RuntimeMissingError: uvicorn is not installed.
@@ -33,9 +40,11 @@ def serve(app: Starlette, host: str, port: int) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     server = uvicorn.Server(config)
     try:
-        sockets = [config.bind_socket()]
+        socket = config.bind_socket()
     except SystemExit as error:  # uvicorn's way to say that the address is taken
         raise InputError(
             f"{host}:{port} cannot be listened on; it is in use or not an address of this machine."
         ) from error
-    server.run(sockets=sockets)
+    name = f"[{host}]" if ":" in host else host
+    announce(f"http://{name}:{socket.getsockname()[1]}")
+    server.run(sockets=[socket])
