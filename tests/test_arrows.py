@@ -41,6 +41,10 @@ OPTIONAL = {
     "onnxruntime": "cris_edge/backends/ort.py",
     "onnxruntime_qnn": "cris_edge/backends/qnn.py",
     "openvino": "cris_edge/backends/ov.py",
+    "prometheus_client": "cris_edge/serve/monitoring.py",
+    "python_multipart": "cris_edge/serve/app.py",
+    "starlette": "cris_edge/serve/app.py",
+    "uvicorn": "cris_edge/serve/server.py",
 }
 # Libraries that every install has, and the rooms that may import them.
 REQUIRED = {

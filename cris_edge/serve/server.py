@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from cris_edge.errors import InputError, RuntimeMissingError
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
 
 _DRAIN = 30  # seconds that requests which run are given at shutdown
 
 
-def serve(app: Starlette, host: str, port: int, announce: Callable[[str], None]) -> None:
+def serve(app: Callable[..., Any], host: str, port: int, announce: Callable[[str], None]) -> None:
     """Serve until a signal comes (SIGINT or SIGTERM); requests that were accepted are answered first.
 
     Args:
-        app: The application.
+        app: The ASGI application.
         host: Address to listen on.
         port: Port to listen on; 0 for a free one.
         announce: Called with the URL once connections are accepted.
