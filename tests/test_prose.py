@@ -1,4 +1,4 @@
-"""What the prose promises: links lead somewhere, commands parse, samples compile, figures of the wheel hold."""
+"""The pages are correct: links resolve, commands parse, Python samples compile, named files exist."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ PAGES = sorted(path for folder in (".", "docs", "benchmarks", "examples") for pa
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced code blocks of one language."""
+    """Return the fenced code blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def commands() -> list[str]:
-    """Every command line in the shell blocks of all pages, comments and environment variables removed."""
+    """Return every command in the shell blocks of all pages, without comments and environment variables."""
     found = set()
     for page in PAGES:
         for block in blocks(page, "bash"):
@@ -38,10 +45,17 @@ COMMANDS = commands()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:|#", target)]
-    assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        file = page.parent / name if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -59,17 +73,25 @@ def test_the_quick_start_is_two_commands() -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("cris-edge ")])
-def test_commands_of_the_device_parse(command: str) -> None:
+def test_options_of_sdk_commands_exist(command: str) -> None:
     from cris_edge.cli import main
 
     name, *arguments = shlex.split(command)[1:]
     known = main.commands[name]
-    # Only the options are held against the command: a path in a sample does not exist here.
+    # Only the options are checked: the paths in the pages do not exist here.
     options = {option for parameter in known.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {argument for argument in arguments if argument.startswith("-")} <= options | {"--help"}
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python -m ")])
-def test_modules_of_the_workbench_exist(command: str) -> None:
+def test_workbench_modules_exist(command: str) -> None:
     module = shlex.split(command)[2]
     assert importlib.util.find_spec(module) is not None
+
+
+def test_contributing_names_existing_files() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## Where to change what")[2].partition("\n## ")[0]
+    files = re.findall(r"\| `([\w/.]+)` \|", table)
+    assert len(files) >= 10
+    assert [file for file in files if not (ROOT / file).is_file()] == []

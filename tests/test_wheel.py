@@ -1,4 +1,4 @@
-"""The wheel: one top-level name, everything an app needs, nothing of the workbench, at most 25 MB."""
+"""The wheel has one top-level name, everything an app needs, nothing from the workbench, and at most 25 MB."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MANIFEST = "cris_edge/models/default/manifest.json"
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built offline, from a copy: a build in the checkout would leave files that a later build picks up."""
+    """Build a wheel offline, from a copy: a build in the checkout leaves files that the next build picks up."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    # The workbench comes along, so that the build has the chance to pack it by mistake.
+    # The workbench is copied too, so that a build that packs it by mistake is noticed.
     for name in ("cris_edge", "training", "quantization", "runtimes", "benchmarks", "examples", "tests"):
         if (root / name).is_dir():
             shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
@@ -50,7 +50,7 @@ def names(wheel: Path) -> Iterator[set[str]]:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content in a folder of its own, away from the checkout."""
+    """The contents of the wheel, in a folder outside the checkout."""
     folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -63,7 +63,7 @@ def test_one_top_level_name(names: set[str]) -> None:
     assert len(tops) == 2
 
 
-def test_every_module_and_data_file_of_the_package_is_in_it(root: Path, names: set[str]) -> None:
+def test_wheel_has_every_module_and_data_file_of_the_package(root: Path, names: set[str]) -> None:
     package = root / "cris_edge"
     there = {
         path.relative_to(root).as_posix()
@@ -74,9 +74,9 @@ def test_every_module_and_data_file_of_the_package_is_in_it(root: Path, names: s
     assert there - names == set()
 
 
-def test_embedded_model_is_in_it(root: Path, names: set[str]) -> None:
+def test_wheel_has_the_default_model(root: Path, names: set[str]) -> None:
     if not (root / MANIFEST).is_file():
-        pytest.skip(f"this checkout has no embedded model yet: no {MANIFEST}")
+        pytest.skip(f"this checkout has no default model: no {MANIFEST}")
     assert MANIFEST in names
     assert any(name.endswith(".onnx") and name.startswith("cris_edge/models/default/") for name in names)
 
@@ -97,18 +97,18 @@ def test_entry_point_and_licence(site: Path) -> None:
     assert (info / "licenses" / "LICENSE").is_file()
 
 
-def test_extras_never_bring_torch_to_the_device(site: Path) -> None:
+def test_runtime_extras_do_not_install_torch(site: Path) -> None:
     (info,) = site.glob("*.dist-info")
     lines = (info / "METADATA").read_text(encoding="utf-8").splitlines()
     required = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
-    on_device = [line for line in required if "extra ==" not in line]
-    on_device += [
+    installed = [line for line in required if "extra ==" not in line]
+    installed += [
         line for line in required for extra in ("onnxruntime", "openvino", "qnn") if f'extra == "{extra}"' in line
     ]
-    packages = {line.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip() for line in on_device}
+    packages = {line.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip() for line in installed}
     assert packages == {
         "click",
-        "cris-edge",  # the extra qnn asks for the extra onnxruntime
+        "cris-edge",  # the extra qnn includes the extra onnxruntime
         "ftfy",
         "numpy",
         "onnxruntime",
@@ -119,9 +119,9 @@ def test_extras_never_bring_torch_to_the_device(site: Path) -> None:
     }
 
 
-def test_it_runs_away_from_the_checkout(root: Path, site: Path, tmp_path: Path) -> None:
+def test_wheel_runs_outside_the_checkout(root: Path, site: Path, tmp_path: Path) -> None:
     if not (root / MANIFEST).is_file():
-        pytest.skip(f"this checkout has no embedded model yet: no {MANIFEST}")
+        pytest.skip(f"this checkout has no default model: no {MANIFEST}")
     code = (
         "import sys, cris_edge, cris_edge.cli as cli; assert cris_edge.__file__.startswith(sys.argv.pop(1)); cli.main()"
     )

@@ -167,6 +167,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_command_tells_of_what_cannot_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = run("--model", tiny, "--runtime", "openvino", "--device", "TPU", "--precision", "auto", "--json")
     assert result.exit_code == 1

@@ -97,6 +97,7 @@ def test_predict_writes_overlay_and_mask(tiny: Path, photo: Path, tmp_path: Path
 
 
 def test_predict_json_is_one_document(tiny: Path, photo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
     result = predict(
         tiny, tmp_path / "output", photo, "red", "--json", "--threshold", "0.5", "--runtime", "onnxruntime"
     )
