@@ -1,9 +1,9 @@
-"""A sentence picks out one thing in a photo: CRIS on small CPUs and NPUs, without PyTorch.
+"""Referring image segmentation on a CPU or NPU, without PyTorch.
 
 >>> from cris_edge import Segmenter
 >>> result = Segmenter()("photo.jpg", "the man in the red shirt")
 
-Errors are in `cris_edge.errors`; all of them are a `CrisEdgeError`.
+All errors derive from `cris_edge.errors.CrisEdgeError`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ __all__ = ["Segmentation", "Segmenter", "__version__"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Segmentation": "cris_edge.result", "Segmenter": "cris_edge.segmenter"}
+_MODULES = {"Segmentation": "cris_edge.result", "Segmenter": "cris_edge.segmenter"}
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name when it is first used: importing the package itself loads nothing, not even numpy."""
-    if name not in _HOMES:
+    """Import a public name on first use, so that importing the package loads nothing, not even numpy."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""``python -m cris_edge`` is ``cris-edge``."""
+"""Run the command line as ``python -m cris_edge``."""
 
 from cris_edge.cli import main
 

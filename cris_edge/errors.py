@@ -1,29 +1,29 @@
-"""Every error that CRIS Edge raises on purpose.
+"""The error tree of CRIS Edge.
 
 ::
 
     CrisEdgeError
-    ├── InputError (ValueError)       something the caller passed
-    │   ├── ImageError                an image source that cannot be read or has no pixels
-    │   ├── PromptError               a sentence that is empty or not text
+    ├── InputError (ValueError)       an invalid argument
+    │   ├── ImageError                an image that cannot be read or has no pixels
+    │   ├── PromptError               a prompt that is empty or not a string
     │   ├── OptionError               an unknown runtime, device, precision or setting
     │   └── DataError                 a labelled data file, one of its samples, or a mask in it
-    ├── ModelError                    a model file or folder
-    │   ├── BundleError               a bundle that is missing, incomplete, changed or of an unknown format
-    │   ├── CheckpointError           a training checkpoint of another kind or another architecture
-    │   └── ExportError               a graph that could not be lowered, or does not equal PyTorch
+    ├── ModelError                    a model file or bundle
+    │   ├── BundleError               a bundle that is missing, incomplete, modified or of an unknown format
+    │   ├── CheckpointError           a checkpoint that is damaged or of an unexpected kind or architecture
+    │   └── ExportError               a graph that could not be lowered or differs from PyTorch
     └── RuntimeFailure                an inference runtime
-        ├── RuntimeMissingError       it is not installed; the message names the pip line
-        └── DeviceError               it is installed and cannot run this graph on this device
+        ├── RuntimeMissingError       not installed; the message names the pip command
+        └── DeviceError               installed, but cannot run this graph on this device
 
-Errors of other libraries are mapped onto these with ``raise ... from error``, so the cause is never lost.
+Errors of other libraries are chained with ``raise ... from error``, so the cause is never lost.
 """
 
 from __future__ import annotations
 
 
 class CrisEdgeError(Exception):
-    """Base of all errors of this project: one sentence that says what was given, what was expected, what to do."""
+    """Base class of all errors raised by this project."""
 
 
 def first_line(error: BaseException) -> str:
@@ -41,47 +41,47 @@ def _lines(error: BaseException) -> list[str]:
 
 
 class InputError(CrisEdgeError, ValueError):
-    """Something the caller passed is not what the call takes."""
+    """An argument is not what the call accepts."""
 
 
 class ImageError(InputError):
-    """An image source cannot be read, or holds no usable pixels."""
+    """An image cannot be read or has no usable pixels."""
 
 
 class PromptError(InputError):
-    """A sentence is empty or is not text."""
+    """A prompt is empty or is not a string."""
 
 
 class OptionError(InputError):
-    """A runtime, device, precision or other setting is unknown or not available here."""
+    """A runtime, device, precision or other setting is unknown or unavailable on this machine."""
 
 
 class DataError(InputError):
-    """A labelled data file, one of its samples or a mask cannot be used."""
+    """A labelled data file, one of its samples, or a mask is invalid."""
 
 
 class ModelError(CrisEdgeError):
-    """A model file or folder cannot be used."""
+    """A model file or bundle is unusable."""
 
 
 class BundleError(ModelError):
-    """A bundle is missing, incomplete, changed since it was written, or of a format this version does not read."""
+    """A bundle is missing, incomplete, modified since export, or of an unsupported format."""
 
 
 class CheckpointError(ModelError):
-    """A checkpoint is of another kind, damaged, or of another architecture than was asked for."""
+    """A checkpoint is damaged, or not of the expected kind or architecture."""
 
 
 class ExportError(ModelError):
-    """A graph could not be lowered to a runtime, or its outputs differ from PyTorch's."""
+    """A graph could not be lowered to a runtime, or its outputs differ from PyTorch."""
 
 
 class RuntimeFailure(CrisEdgeError):
-    """An inference runtime could not do its part."""
+    """An inference runtime failed."""
 
 
 class RuntimeMissingError(RuntimeFailure, ImportError):
-    """The runtime asked for is not installed."""
+    """The requested runtime is not installed."""
 
 
 class DeviceError(RuntimeFailure):

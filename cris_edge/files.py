@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cris_edge.errors import InputError
 
 
 def write_whole(target: Path, data: bytes | str) -> None:
-    """Writes a file beside `target`, then renames it: nobody sees a part of it, and what was there stays until then.
+    """Write a file atomically: to a temporary file beside `target`, then renamed.
 
     Args:
-        target: in a folder that is there already.
-        data: its content; text is stored as UTF-8.
+        target: Path to write; its folder must exist.
+        data: Content; text is stored as UTF-8.
 
     Raises:
-        InputError: it cannot be written; nothing is left behind.
+        InputError: The file cannot be written. Nothing is left behind.
     """
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with naming(target):
-            # Not `tempfile`: its files are private to the user, and this one should be as any other file of theirs.
+            # Not `tempfile`, which makes files private to the user; this one gets the default permissions.
             with open(temporary, "xb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
             os.replace(temporary, target)
@@ -34,10 +34,10 @@ def write_whole(target: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def naming(target: Path) -> Iterator[None]:
-    """Gives an error of the system while writing the name of the file, which a full disk's, for one, does not have.
+    """Name the file in errors raised while writing it; the error of a full disk, for one, does not.
 
     Raises:
-        InputError: in place of the system's error.
+        InputError: Replaces the operating system's error.
     """
     try:
         yield

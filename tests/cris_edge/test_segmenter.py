@@ -166,7 +166,7 @@ def test_bad_sentences_are_refused_before_the_image_is_read(segmenter: Segmenter
 
 
 def test_a_sentence_that_is_cut_is_told(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
-    with pytest.warns(PromptWarning, match="was cut off"):
+    with pytest.warns(PromptWarning, match="was truncated"):
         result = segmenter(image, "the red one " + "and so on " * 20)
     assert iou(result.mask, half("left")) > 0.85
 
