@@ -87,18 +87,28 @@ class Segmenter:
         return self._engine.info
 
     @overload
-    def predict(
-        self, image: ImageSource, sentences: Sentence, *, threshold: float | None = None, color: str = "rgb"
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str too; the first overload wins
+        self,
+        image: ImageSource | ImageFeatures,
+        sentences: Sentence,
+        *,
+        threshold: float | None = None,
+        color: str = "rgb",
     ) -> Segmentation: ...
 
     @overload
     def predict(
-        self, image: ImageSource, sentences: Sequence[Sentence], *, threshold: float | None = None, color: str = "rgb"
+        self,
+        image: ImageSource | ImageFeatures,
+        sentences: Sequence[Sentence],
+        *,
+        threshold: float | None = None,
+        color: str = "rgb",
     ) -> list[Segmentation]: ...
 
     def predict(
         self,
-        image: ImageSource,
+        image: ImageSource | ImageFeatures,
         sentences: Sentence | Sequence[Sentence],
         *,
         threshold: float | None = None,
@@ -130,7 +140,7 @@ class Segmenter:
 
     def _predict(
         self,
-        image: ImageSource,
+        image: ImageSource | ImageFeatures,
         sentences: Sentence | Sequence[Sentence],
         threshold: float | None,
         color: str,

@@ -60,9 +60,7 @@ class Tokenizer:
         self._encoder = _load(file)
         start, end = self._encoder.token_to_id(START_TOKEN), self._encoder.token_to_id(END_TOKEN)
         if start is None or end is None:
-            raise BundleError(
-                f"The tokenizer file {str(file)!r} is not CLIP's: it lacks {START_TOKEN} or {END_TOKEN}."
-            )
+            raise BundleError(f"The tokenizer file {str(file)!r} is not CLIP's: it lacks {START_TOKEN} or {END_TOKEN}.")
         self.start = start
         self.end = end
         self.vocabulary = self._encoder.get_vocab_size()

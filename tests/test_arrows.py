@@ -38,6 +38,7 @@ ROOMS = (
 
 # Libraries that an app may lack: the one file of the SDK that imports each, inside a function.
 OPTIONAL = {
+    "PIL": "cris_edge/image/decoding.py",
     "onnxruntime": "cris_edge/backends/ort.py",
     "onnxruntime_qnn": "cris_edge/backends/qnn.py",
     "openvino": "cris_edge/backends/ov.py",

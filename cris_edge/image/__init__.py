@@ -1,4 +1,4 @@
-"""Any image -> network input -> mask: decoding, letterbox, overlay, COCO masks, labelled samples."""
+"""Images: decoding, letterbox geometry, overlays, COCO masks and labelled samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image decoding: a path, encoded bytes, a numpy array or a PIL image -> an RGB array."""
+"""Image decoding: a path, encoded bytes, a numpy array or a PIL image becomes an RGB array."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.errors import ImageError, OptionError
+from cris_edge.errors import ImageError, OptionError, first_line
 from cris_edge.image.header import read_header
 
-ImageSource: TypeAlias = Any  # str | Path | bytes | NDArray[uint8] | PIL.Image.Image; PIL may be absent
+if TYPE_CHECKING:
+    import PIL.Image
+
+# A string, because an app may not have PIL.
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8] | PIL.Image.Image"
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # JPEG's own limit
@@ -22,97 +26,97 @@ MAX_FILE_BYTES = 1 << 30
 
 
 def load_image(source: ImageSource, *, color: str = "rgb") -> NDArray[np.uint8]:
-    """Reads an image from anywhere.
+    """Load an image from any source.
 
     Args:
-        source: one of
+        source: One of
 
             - a path (`str` or `os.PathLike`) of a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, PNM, JPEG 2000 or
-              AVIF file, as far as the installed OpenCV reads them; or `bytes` of such a file. The orientation that a
-              camera notes is applied; 16 bits become 8; a palette becomes colours.
+              AVIF file, as far as the installed OpenCV reads them, or the `bytes` of such a file. EXIF orientation is
+              applied, 16 bits are reduced to 8, palettes are expanded;
             - a numpy array (H, W, 3), (H, W, 4) with alpha, (H, W) or (H, W, 1) grey, uint8, of any strides. It is not
-              copied where it is right as it is, so do not write into it while a result still refers to it.
-            - a `PIL.Image.Image`, its orientation applied.
+              copied unless it has to be converted, so do not modify it while a result refers to it;
+            - a `PIL.Image.Image`; its EXIF orientation is applied.
 
-            Transparency is laid on white, as viewers and browsers show it.
-        color: "rgb", or "bgr" for arrays as OpenCV makes them. Only arrays have an order of their own.
+            Transparent images are composited on white, as viewers and browsers show them.
+        color: Channel order of arrays: "rgb", or "bgr" as in OpenCV. Other sources ignore it.
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous.
 
     Raises:
-        ImageError: nothing usable was given; the message says what was.
+        ImageError: The source is unusable.
         OptionError: `color` is neither "rgb" nor "bgr".
     """
     if color not in ("rgb", "bgr"):
-        raise OptionError(f'color is {color!r}, expected "rgb" or "bgr"')
+        raise OptionError(f'color is {color!r}; expected "rgb" or "bgr".')
     if isinstance(source, np.ndarray):
         return _from_array(source, color)
     if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-        return _decode(_read_file(os.fsdecode(name)), f"{os.fsdecode(name)!r}")
+        name = os.fsdecode(source)
+        return _decode(_read_file(name), f"{name!r}")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), "the encoded image")
-    pillow = sys.modules.get("PIL.Image")  # whoever holds such an object has imported it
+        return _decode(bytes(source), "The encoded image")
+    pillow = sys.modules.get("PIL.Image")  # a caller with a PIL image has imported it
     if pillow is not None and isinstance(source, pillow.Image):
         return _from_pillow(source)
     raise ImageError(
-        f"an image cannot be read from {describe(source)}; give a path, the bytes of an image file, "
-        "a (H, W, 3) uint8 numpy array or a PIL image"
+        f"An image cannot be read from {describe(source)}; pass a path, the bytes of an image file, "
+        "a (H, W, 3) uint8 numpy array or a PIL image."
     )
 
 
 def _read_file(name: str) -> bytes:
     if name.startswith(("http://", "https://")):
-        raise ImageError(f"{name!r} is an address on the web, and nothing is fetched: download the image first")
+        raise ImageError(f"{name!r} is an address on the web; download the image first.")
     try:
         status = os.stat(name)
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{name!r} is a folder, expected an image file")
+            raise ImageError(f"{name!r} is a folder; expected an image file.")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name!r} is not a regular file: read it yourself and give the bytes")
+            raise ImageError(f"{name!r} is not a regular file; read it yourself and pass the bytes.")
         if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"{name!r} has {status.st_size:,} bytes, more than any image file read here")
+            raise ImageError(f"{name!r} has {status.st_size:,} bytes; the limit is {MAX_FILE_BYTES:,}.")
         return Path(name).read_bytes()
     except FileNotFoundError as error:
-        raise ImageError(f"there is no image file {name!r}") from error
+        raise ImageError(f"There is no image file {name!r}.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(f"the image file {name!r} cannot be read: {reason}") from error
+        raise ImageError(f"The image file {name!r} cannot be read: {reason}.") from error
 
 
 def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     import cv2
 
     if not data:
-        raise ImageError(f"{name} is empty, expected an image")
+        raise ImageError(f"{name} is empty; expected an image.")
     header = read_header(data)
     if header is None:
-        raise ImageError(f"{name} is not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, …)")
+        raise ImageError(f"{name} is not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, …).")
     if header.format == "HEIC":
-        raise ImageError(f"{name} is a HEIC image, which OpenCV does not read: convert it to JPEG or PNG")
+        raise ImageError(f"{name} is a HEIC image, which OpenCV does not read; convert it to JPEG or PNG.")
     if header.truncated:
-        raise ImageError(f"{name} is incomplete: the {header.format} data ends too early; copy or download it again")
+        raise ImageError(f"{name} is incomplete: its {header.format} data ends early; copy or download it again.")
     _check_size(header.height, header.width, name)
-    # Colour is asked for where there can be no transparency; elsewhere the pixels come as they are.
+    # IMREAD_COLOR would drop transparency, which JPEG does not have.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if header.format == "JPEG" else cv2.IMREAD_UNCHANGED
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (cv2.error, MemoryError) as error:
-        raise ImageError(f"{name} cannot be decoded as {header.format}: {error}") from error
+        raise ImageError(f"{name} cannot be decoded as {header.format}: {first_line(error)}.") from error
     if pixels is None or pixels.size == 0:
-        raise ImageError(f"{name} cannot be decoded: its {header.format} data is damaged, or unknown to OpenCV")
+        raise ImageError(f"{name} cannot be decoded: its {header.format} data is damaged or not supported by OpenCV.")
     _check_size(pixels.shape[0], pixels.shape[1], name)
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
     if pixels.dtype != np.uint8:
-        raise ImageError(f"{name} holds {pixels.dtype} values: convert it to an image of 8 or 16 bits a channel")
+        raise ImageError(f"{name} has {pixels.dtype} values; convert it to an image of 8 or 16 bits per channel.")
     rgb = _to_rgb(np.asarray(pixels, np.uint8), "bgr")
-    return rgb if header.format == "TIFF" else _turn(rgb, header.orientation)  # the TIFF decoder has done so
+    return rgb if header.format == "TIFF" else _turn(rgb, header.orientation)  # OpenCV's TIFF decoder applies it
 
 
 def _turn(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Applies an EXIF orientation."""
+    """Apply an EXIF orientation."""
     if orientation >= 5:  # stored sideways
         rgb = rgb.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -125,44 +129,44 @@ def _turn(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 def _from_array(array: NDArray[Any], color: str) -> NDArray[np.uint8]:
     shape = array.shape
     if array.dtype != np.uint8:
-        raise ImageError(f"the image array is {describe(array)}{_advice(array)}")
+        raise ImageError(f"The image is {describe(array)}; expected uint8 (0 to 255).{_advice(array)}")
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
-        hint = "; transpose(1, 2, 0) brings the channels last" if array.ndim == 3 and shape[0] in (1, 3, 4) else ""
+        hint = " Use transpose(1, 2, 0) to move the channels last." if array.ndim == 3 and shape[0] in (1, 3, 4) else ""
         raise ImageError(
-            f"the image array is {describe(array)}, expected (H, W, 3), (H, W) grey or (H, W, 4) with alpha{hint}"
+            f"The image is {describe(array)}; expected (H, W, 3), (H, W) grey or (H, W, 4) with alpha.{hint}"
         )
     if array.size == 0:
-        raise ImageError(f"the image array has no pixels: its shape is {shape}")
-    _check_size(shape[0], shape[1], "the image array")
+        raise ImageError(f"The image array has no pixels: its shape is {shape}.")
+    _check_size(shape[0], shape[1], "The image array")
     return _to_rgb(np.asarray(array), color)
 
 
 def _from_pillow(image: Any) -> NDArray[np.uint8]:
-    _check_size(image.height, image.width, "the PIL image")
+    _check_size(image.height, image.width, "The PIL image")
     if image.width == 0 or image.height == 0:
-        raise ImageError(f"the PIL image has no pixels: its size is {image.size}")
+        raise ImageError(f"The PIL image has no pixels: its size is {image.size}.")
     try:
         orientation = image.getexif().get(0x0112, 1)
         if image.mode.startswith("I"):
             values = np.asarray(image)
             if values.min() < 0 or values.max() > 65535:
-                raise ImageError(f'the PIL image (mode "{image.mode}") leaves 0 to 65,535: convert it to 8 bits')
+                raise ImageError(f'The PIL image (mode "{image.mode}") exceeds 0 to 65,535; convert it to 8 bits.')
             converted = _to_rgb(np.round(values / 257).astype(np.uint8), "rgb")
         elif image.mode == "F":
-            raise ImageError('the PIL image has float pixels (mode "F"): scale it to 0..255 and convert it to "L"')
+            raise ImageError('The PIL image has float pixels (mode "F"); scale it to 0..255 and convert it to "L".')
         elif image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
             converted = _to_rgb(np.asarray(image.convert("RGBA")), "rgb")
         else:
             converted = np.asarray(image.convert("RGB"))
     except ImageError:
         raise
-    except Exception as error:  # Pillow decodes late, and its decoders raise a dozen kinds of error on damaged files
-        raise ImageError(f"the PIL image cannot be decoded: {error}") from error
+    except Exception as error:  # Pillow decodes lazily, and its decoders raise many types on damaged files
+        raise ImageError(f"The PIL image cannot be decoded: {first_line(error)}.") from error
     return _turn(converted, orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1)
 
 
 def _to_rgb(array: NDArray[np.uint8], color: str) -> NDArray[np.uint8]:
-    """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in the given order of channels -> (H, W, 3) RGB."""
+    """Convert (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in the given channel order to (H, W, 3) RGB."""
     import cv2
 
     if array.ndim == 2 or array.shape[2] == 1:
@@ -183,30 +187,27 @@ def _to_rgb(array: NDArray[np.uint8], color: str) -> NDArray[np.uint8]:
 def _check_size(height: int, width: int, name: str) -> None:
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {width} x {height} = {height * width / 1e6:,.0f} megapixels, and at most "
-            f"{MAX_PIXELS / 1e6:,.0f} are taken: resize it or cut out a part first"
+            f"{name} has {width} x {height} = {height * width / 1e6:,.0f} megapixels; the limit is "
+            f"{MAX_PIXELS / 1e6:,.0f}. Resize or crop it first."
         )
     if max(height, width) > MAX_SIDE:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels, and a side takes at most {MAX_SIDE:,}: resize it first"
-        )
+        raise ImageError(f"{name} has {width} x {height} pixels; the limit is {MAX_SIDE:,} per side. Resize it first.")
 
 
 def describe(value: object) -> str:
-    """Name a value in an error message: the shape and dtype of an array, the type of anything else."""
+    """Describe a value for an error message: the shape and dtype of an array, else the type."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     return "None" if value is None else f"an object of type {type(value).__module__}.{type(value).__qualname__}"
 
 
 def _advice(array: NDArray[Any]) -> str:
-    """What to do with an image array that is not uint8."""
-    text = ", expected uint8 (0 to 255)"
+    """Return how to convert an image array that is not uint8, where that is clear."""
     if array.dtype.kind == "f" and array.size:
         if np.isnan(array).any():
-            return text + "; it holds NaN"
+            return " It contains NaN."
         if array.min() >= 0 and array.max() <= 1:
-            return text + "; (image * 255).round().astype(numpy.uint8) converts values in [0, 1]"
+            return " Convert values in [0, 1] with (image * 255).round().astype(numpy.uint8)."
     elif array.dtype == np.uint16:
-        return text + "; (image // 257).astype(numpy.uint8) converts 16 bits"
-    return text
+        return " Convert 16 bits with (image // 257).astype(numpy.uint8)."
+    return ""

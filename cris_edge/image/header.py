@@ -1,7 +1,7 @@
-"""The first bytes of an encoded image: its format, its size before anything is decoded, which way up it is.
+"""Headers of encoded images: format, size and orientation, read without decoding.
 
-Knowing the size first is what keeps a small file that claims ten gigapixels from taking the memory of the device, and
-knowing the end keeps half a photo from being segmented as if it were whole.
+The size protects against small files that decode to gigapixels; the check for truncation, against segmenting half an
+image as if it were whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_STANDALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a length: TEM, RST0-7, SOI, EOI
-_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15; the three others are tables
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15; the other three are tables
 _PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})\s")
 _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
@@ -21,14 +21,14 @@ _TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the header of an encoded image says.
+    """Header of an encoded image.
 
     Attributes:
         format: "JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "PNM", "JPEG 2000", "AVIF" or "HEIC".
-        width: columns as stored, before the orientation is applied; 0 when the header does not say.
-        height: rows as stored, before the orientation is applied; 0 when the header does not say.
+        width: Columns as stored, before the orientation is applied; 0 if unknown.
+        height: Rows as stored, before the orientation is applied; 0 if unknown.
         orientation: EXIF orientation, 1 (upright) to 8.
-        truncated: the file ends before its format says it ends (checked for JPEG, PNG and WebP).
+        truncated: Whether the data ends early (checked for JPEG, PNG and WebP).
     """
 
     format: str
@@ -39,14 +39,14 @@ class ImageHeader:
 
     @property
     def upright(self) -> tuple[int, int]:
-        """(height, width) after the orientation is applied."""
+        """The (height, width) after the orientation is applied."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 def read_header(data: bytes) -> ImageHeader | None:
-    """Reads the header of an encoded image; ``None`` for bytes of any other kind.
+    """Read the header of an encoded image; None for bytes of any other kind.
 
-    Damaged headers give a header without size, never an exception: the decoder has the last word.
+    A damaged header never raises; it is returned without a size, and the decoder decides.
     """
     try:
         return _dispatch(data)
@@ -85,7 +85,7 @@ def _jpeg(data: bytes) -> ImageHeader:
     orientation = 1
     at = 2
     while at < len(data):
-        if data[at] != 0xFF:  # stray bytes between segments: decoders skip them, and have the last word
+        if data[at] != 0xFF:  # stray bytes between segments: decoders skip them, so they decide
             return ImageHeader("JPEG", width, height, orientation, data.find(b"\xff\xd9", at) < 0)
         marker = data[at + 1]
         if marker == 0xFF:  # padding
@@ -99,7 +99,7 @@ def _jpeg(data: bytes) -> ImageHeader:
             height, width = struct.unpack_from(">HH", data, at + 3)
         elif marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
             orientation = _exif_orientation(data[at + 8 : at + length])
-        elif marker == 0xDA:  # pixels follow; a 0xFF byte inside them is escaped, so an end mark is the real one
+        elif marker == 0xDA:  # pixels follow; 0xFF is escaped in them, so an end marker is the real one
             truncated = data.find(b"\xff\xd9", at + length) < 0
             return ImageHeader("JPEG", width, height, orientation, truncated)
         at += length
@@ -151,7 +151,7 @@ def _iso_media(data: bytes) -> ImageHeader | None:
     brands = data[8 : struct.unpack_from(">I", data)[0]][:64]
     if b"avif" not in brands and b"avis" not in brands:
         return ImageHeader("HEIC") if any(brand in brands for brand in (b"heic", b"heix", b"mif1")) else None
-    head = data[:65536]  # the boxes that describe the picture come before the pixels
+    head = data[:65536]  # the boxes that describe the image come before the pixels
     width = height = 0
     orientation = 1
     if (at := head.find(b"ispe")) >= 0:
@@ -164,7 +164,7 @@ def _iso_media(data: bytes) -> ImageHeader | None:
 def _chunks(
     data: bytes, at: int, length_format: str, *, name_first: bool, trailer: int, even: bool
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and length of each whole chunk: the common skeleton of PNG and RIFF."""
+    """Yield name, start and length of each whole chunk of a PNG or RIFF file."""
     while at + 8 <= len(data):
         name_at, length_at = (at, at + 4) if name_first else (at + 4, at)
         length = struct.unpack_from(length_format, data, length_at)[0]
@@ -176,7 +176,7 @@ def _chunks(
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """EXIF is a small TIFF file: 1 to 8, and 1 where it is absent or damaged."""
+    """Return the orientation in an EXIF block, which is a small TIFF file; 1 if absent or damaged."""
     if exif[:4] not in (b"II*\0", b"MM\0*"):
         return 1
     try:
@@ -191,7 +191,7 @@ def _orientation(tags: Mapping[int, int]) -> int:
 
 
 def _tiff_tags(data: bytes) -> dict[int, int]:
-    """The tags of the first directory that hold one short or long number. Nothing for BigTIFF."""
+    """Return the tags of the first directory that hold one short or long integer; none for BigTIFF."""
     order = "<" if data[:2] == b"II" else ">"
     magic, at = struct.unpack_from(order + "HI", data, 2)
     if magic != 42:

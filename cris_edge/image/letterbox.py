@@ -1,7 +1,7 @@
-"""Letterbox geometry: an RGB image -> the network's input; the network's logits -> probabilities on the original image.
+"""Letterbox geometry: RGB images to network input, and logits to probabilities on the original image.
 
-The geometry is that of the reference implementation: the image is scaled with cubic interpolation to fit a square
-(the letterbox), on CLIP's mean colour; the logits are mapped back. Both maps are affine and axis-aligned.
+As in the reference implementation, the image is scaled with cubic interpolation to fit a square filled with CLIP's mean
+colour (the letterbox), and the logits are mapped back. Both maps are affine and axis-aligned.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB scaled to [0, 1]
 STD = (0.26862954, 0.26130258, 0.27577711)
-THRESHOLD = 0.35  # of the probability, the reference implementation's
+THRESHOLD = 0.35  # probability, as in the reference implementation
 
-_CUBIC = -0.75  # the coefficient that OpenCV and PyTorch use
+_CUBIC = -0.75  # the cubic coefficient of OpenCV and PyTorch
 _BLOCK = 32  # rows of a tile in `_apply`
-_TILE = 1 << 18  # multiply-adds of a tile: OpenBLAS starts threads above this
+_TILE = 1 << 18  # multiply-adds per tile: OpenBLAS starts threads above this
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image lies inside the network's square input.
+    """Position of an image inside the network's square input.
 
     Attributes:
-        size: side S of the input, in pixels.
-        height: rows of the original image.
-        width: columns of the original image.
-        matrix: (2, 3) float64, takes (x, y, 1) of the original image to the input.
-        inverse: (2, 3) float64, the way back.
+        size: Side S of the input, in pixels.
+        height: Rows of the original image.
+        width: Columns of the original image.
+        matrix: (2, 3) float64; maps (x, y, 1) in the original image to the input.
+        inverse: (2, 3) float64; the inverse map.
     """
 
     size: int
@@ -48,7 +48,7 @@ class Letterbox:
 
     @staticmethod
     def fit(height: int, width: int, size: int) -> Letterbox:
-        """The letterbox that puts an image of `height` x `width` in the middle of a `size` x `size` input."""
+        """Return the letterbox that centres an image of `height` x `width` in a `size` x `size` input."""
         return _letterbox(height, width, size)
 
 
@@ -58,7 +58,7 @@ def _letterbox(height: int, width: int, size: int) -> Letterbox:
 
     scale = min(size / height, size / width)
     left, top = (size - width * scale) / 2, (size - height * scale) / 2
-    # Three corners, in the single precision in which the reference gives them.
+    # Three corners, in single precision as in the reference.
     original = np.array([[0, 0], [width, 0], [0, height]], np.float32)
     right, bottom = width * scale + left, height * scale + top
     boxed = np.array([[left, top], [right, top], [left, bottom]], np.float32)
@@ -72,18 +72,18 @@ def _letterbox(height: int, width: int, size: int) -> Letterbox:
 def preprocess(
     rgb: NDArray[np.uint8], size: int, *, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
 ) -> tuple[NDArray[np.float32], Letterbox]:
-    """Letterboxes an image and normalizes it.
+    """Letterbox and normalize an image.
 
     Equal to the reference with OpenCV 5; OpenCV 4 interpolates in fixed point and differs by up to three grey levels.
 
     Args:
-        rgb: (H, W, 3) uint8, as `load_image` gives it.
-        size: side S of the input.
-        mean: per channel, of RGB scaled to [0, 1]; also the colour around the image.
-        std: per channel, of RGB scaled to [0, 1].
+        rgb: (H, W, 3) uint8, as `load_image` returns it.
+        size: Side S of the input.
+        mean: Per channel, of RGB scaled to [0, 1]; also the colour around the image.
+        std: Per channel, of RGB scaled to [0, 1].
 
     Returns:
-        (1, 3, S, S) float32, C-contiguous, and the letterbox that `postprocess` needs.
+        (1, 3, S, S) float32, C-contiguous, and the letterbox for `postprocess`.
 
     Raises:
         ImageError: `rgb` is not (H, W, 3) uint8 with at least one pixel.
@@ -91,38 +91,39 @@ def preprocess(
     import cv2
 
     if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-        raise ImageError(f"preprocess takes a (H, W, 3) uint8 array, not {describe(rgb)}; use load_image first")
+        raise ImageError(f"The image is {describe(rgb)}; expected (H, W, 3) uint8. Use load_image first.")
     letterbox = Letterbox.fit(rgb.shape[0], rgb.shape[1], size)
     border = [255 * value for value in mean]
     try:
         boxed = cv2.warpAffine(
             np.ascontiguousarray(rgb), letterbox.matrix, (size, size), flags=cv2.INTER_CUBIC, borderValue=border
         )
-    except cv2.error as error:  # OpenCV before 5 warps no image with a side over 32,766
+    except cv2.error as error:  # OpenCV before 5 cannot warp an image with a side over 32,766
         raise ImageError(
-            f"OpenCV {cv2.__version__} cannot scale an image of {rgb.shape[1]} x {rgb.shape[0]} pixels: resize it first"
+            f"OpenCV {cv2.__version__} cannot scale an image of {rgb.shape[1]} x {rgb.shape[0]} pixels; "
+            "resize it first."
         ) from error
     pixels = np.empty((1, 3, size, size), np.float32)
     for channel, plane in enumerate(cv2.split(boxed)):
-        # (x / 255 - mean) / std in one pass from bytes to the plane of floats, nothing in between
+        # (x / 255 - mean) / std in one pass, without intermediate arrays
         scale, shift = 1 / (255 * std[channel]), -mean[channel] / std[channel]
         cv2.addWeighted(plane, scale, plane, 0, shift, dst=pixels[0, channel], dtype=cv2.CV_32F)
     return pixels, letterbox
 
 
 def postprocess(logits: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.float32]:
-    """Probabilities on the original image from the network's logits.
+    """Map logits to probabilities on the original image.
 
-    Sigmoid; bicubic upsampling (align_corners) to the input size; cubic interpolation at each original pixel's place
-    in the input, zero outside it. The two interpolations are linear and separable, so they are one matrix for the rows
-    and one for the columns: exact, and several times faster than warping.
+    Sigmoid; bicubic upsampling (align_corners) to the input size; cubic interpolation at each original pixel's position
+    in the input, zero outside it. Both interpolations are linear and separable, so each axis is one matrix product:
+    exact, and several times faster than warping.
 
     Args:
         logits: (1, 1, S/4, S/4) or (S/4, S/4) float32.
-        letterbox: as `preprocess` gave it for this image.
+        letterbox: The image's letterbox, from `preprocess`.
 
     Returns:
-        (H, W) float32. Not clipped: cubic interpolation overshoots a little below 0 and above 1.
+        (H, W) float32. Not clipped: cubic interpolation overshoots slightly below 0 and above 1.
     """
     rows, columns = logits.shape[-2:]
     # 1 / (1 + exp(-x)), without overflow
@@ -135,18 +136,18 @@ def postprocess(logits: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np
 
 @dataclass(frozen=True)
 class _Resampling:
-    """A banded matrix (length, count) that takes `count` logits along one axis to `length` original pixels."""
+    """A banded (length, count) matrix that maps `count` logits along one axis to `length` original pixels."""
 
     length: int
-    blocks: list[tuple[int, int, NDArray[np.float32]]]  # first row, first column, the weights that are not zero
+    blocks: list[tuple[int, int, NDArray[np.float32]]]  # first row, first column, nonzero weights
 
 
 @lru_cache(maxsize=32)
 def _resampling(length: int, scale: float, offset: float, size: int, count: int) -> _Resampling:
-    """The upsampling count -> size (borders repeated), then the inverse letterbox size -> length (zero outside)."""
+    """Compose upsampling count -> size (borders repeated) with the inverse letterbox size -> length (zero outside)."""
     step = (count - 1) / (size - 1) if size > 1 else 0.0
-    coarse, coarse_weights = _taps(np.arange(size) * step)  # (4, size): for each input pixel, which logits
-    fine, fine_weights = _taps(np.arange(length) * scale + offset)  # (4, length): for each original pixel, which input
+    coarse, coarse_weights = _taps(np.arange(size) * step)  # (4, size): logits for each input pixel
+    fine, fine_weights = _taps(np.arange(length) * scale + offset)  # (4, length): input for each original pixel
     fine_weights = np.where((fine >= 0) & (fine < size), fine_weights, 0)
     fine = np.clip(fine, 0, size - 1)
     source = np.clip(coarse, 0, count - 1)[:, fine]  # (4, 4, length)
@@ -162,10 +163,10 @@ def _resampling(length: int, scale: float, offset: float, size: int, count: int)
 
 
 def _apply(resampling: _Resampling, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The product (length, count) x (count, N), tile by tile.
+    """Multiply (length, count) x (count, N), tile by tile.
 
-    Tiles skip the zeros of the band, and are small enough that the linear algebra library runs each on the calling
-    thread: waking its threads while a runtime's own still spin was seen to cost a hundred times the product.
+    Tiles skip the zeros outside the band, and are small enough for the BLAS to run each on the calling thread: waking
+    its threads while a runtime's own still spin was measured to cost a hundred times the product.
     """
     result = np.empty((resampling.length, values.shape[1]), np.float32)
     for top, first, weights in resampling.blocks:
@@ -178,7 +179,7 @@ def _apply(resampling: _Resampling, values: NDArray[np.float32]) -> NDArray[np.f
 
 
 def _taps(position: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The four neighbours of each position, and their weights in cubic convolution; both (4, N)."""
+    """Return the four neighbours of each position and their cubic convolution weights, both (4, N)."""
     neighbour = np.floor(position).astype(np.int64) + np.arange(-1, 3)[:, None]
     near = np.abs(neighbour - position)
     inner = ((_CUBIC + 2) * near - (_CUBIC + 3)) * near**2 + 1

@@ -1,4 +1,4 @@
-"""The picture of a result: the object stands out of its image, with a crisp outline and the sentence beside it."""
+"""Overlays: an image with the object highlighted, outlined and labelled with its prompt."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ACCENT = (255, 64, 112)  # RGB; a red-pink that few photos hold in quantity
-_TINT = 0.24  # share of the accent colour inside the mask
-_SHADE = 0.6  # brightness of what lies outside
+ACCENT = (255, 64, 112)  # RGB; a red-pink that is rare in photos
+_TINT = 0.24  # weight of the accent colour inside the mask
+_SHADE = 0.6  # brightness outside the mask
 _INK = (255, 255, 255)
 _PLATE = (24, 24, 28)
 
@@ -23,14 +23,14 @@ def draw_overlay(
     *,
     accent: tuple[int, int, int] = ACCENT,
 ) -> NDArray[np.uint8]:
-    """Draws a mask on its image.
+    """Draw a mask on its image.
 
     Args:
-        image: (H, W, 3) uint8 RGB; it is not changed.
-        mask: (H, W) bool. Where it is empty the image stays as bright as it is.
-        caption: one line of text; shortened to the width of the image, left out where it would not be legible.
-        note: a few words after the caption that are never shortened, such as a score.
-        accent: colour of tint and outline, RGB.
+        image: (H, W, 3) uint8 RGB; not modified.
+        mask: (H, W) bool. An empty mask leaves the brightness unchanged.
+        caption: One line of text; shortened to the width of the image, omitted where it would be illegible.
+        note: A few words after the caption that are never shortened, such as a score.
+        accent: Colour of tint and outline, RGB.
 
     Returns:
         (H, W, 3) uint8 RGB, of the same resolution.
@@ -38,7 +38,7 @@ def draw_overlay(
     import cv2
 
     height, width = mask.shape
-    # Line width and text size follow the image, so that a thumbnail and a poster look alike.
+    # Line width and text size scale with the image, so that a thumbnail and a poster look alike.
     unit = max(1.0, (height * width) ** 0.5 / 400)
     canvas: NDArray[np.uint8] = image.copy()
     box: Sequence[int] | None = None
@@ -46,11 +46,11 @@ def draw_overlay(
         inside = mask.view(np.uint8)
         shaded = cv2.convertScaleAbs(image, alpha=_SHADE)
         tinted = cv2.addWeighted(image, 1 - _TINT, np.full_like(image, accent), _TINT, 0)
-        # A soft edge hides the stairs of the mask; the outline is drawn over it.
+        # A soft edge hides the mask's aliasing; the outline is drawn over it.
         width_of_edge = 2 * round(0.7 * unit) + 1
         canvas = _blend(shaded, tinted, cv2.blur(inside * np.uint8(255), (width_of_edge, width_of_edge)))
         outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        # Thick lines cost by the point, so a poster's outline must not have a point a pixel.
+        # Thick lines cost time per point, so a poster's outline must not have one per pixel.
         outlines = [cv2.approxPolyDP(outline, 0.3 * unit, closed=True) for outline in outlines]
         cv2.drawContours(canvas, outlines, -1, _INK, round(3.2 * unit), cv2.LINE_AA)
         cv2.drawContours(canvas, outlines, -1, accent, max(1, round(1.6 * unit)), cv2.LINE_AA)
@@ -63,7 +63,7 @@ def draw_overlay(
 def _blend(under: NDArray[Any], over: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.uint8]:
     import cv2
 
-    # All in bytes: a poster has a hundred million pixels.
+    # In bytes, not floats: a poster has a hundred million pixels.
     share, rest = cv2.merge([weight] * 3), cv2.merge([~weight] * 3)
     return np.asarray(
         cv2.add(cv2.multiply(over, share, scale=1 / 255), cv2.multiply(under, rest, scale=1 / 255)), np.uint8
@@ -71,7 +71,7 @@ def _blend(under: NDArray[Any], over: NDArray[Any], weight: NDArray[Any]) -> NDA
 
 
 def _write(canvas: NDArray[np.uint8], caption: str, note: str, box: Sequence[int] | None, unit: float) -> None:
-    """One line of text on a dark plate, above the box where there is room, else below it, else at the top."""
+    """Write one line of text on a dark plate: above the box if there is room, else below it, else at the top."""
     import cv2
 
     height, width = canvas.shape[:2]
@@ -111,12 +111,12 @@ def _write(canvas: NDArray[np.uint8], caption: str, note: str, box: Sequence[int
 
 
 def _fit(caption: str, note: str, room: int, measure: Callable[[str], int]) -> str:
-    """The caption and the note in one line of at most `room` pixels; nothing when not even the note fits."""
-    # The drawing of text takes no control characters and no half characters.
+    """Join caption and note in one line of at most `room` pixels; empty if not even the note fits."""
+    # OpenCV cannot draw control characters or lone surrogates.
     text = " ".join("".join(sign if sign.isprintable() else " " for sign in caption).split())
     line = f"{text}  {note}".strip()
     while text and measure(line) > room:
-        # In proportion to what is too much, so that a text of any length is done after a few steps.
+        # Shorten in proportion to the excess, so that a text of any length takes a few steps.
         text = text[: max(0, min(len(text) - 1, len(text) * room // measure(line)))]
         line = f"{text.rstrip()}...  {note}" if text else note
     return line if measure(line) <= room else ""

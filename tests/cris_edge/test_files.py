@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and an error says which file it was."""
+"""Atomic file writes, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cris_edge.files import naming, write_whole
 FULL = Path("/dev/full")
 
 
-def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
+def test_text_and_bytes_replace_an_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_whole(path, "größer")
     assert path.read_bytes() == "größer".encode()
@@ -23,7 +23,7 @@ def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_whole(path, "before")
 
@@ -37,7 +37,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
-def test_lines_that_are_appended_name_their_file_too() -> None:
+def test_errors_while_appending_name_the_file() -> None:
     with (
         pytest.raises(InputError, match=r"'/dev/full' cannot be written: No space left on device"),
         naming(FULL),
@@ -46,6 +46,6 @@ def test_lines_that_are_appended_name_their_file_too() -> None:
         file.write("a line\n")
 
 
-def test_a_folder_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="create the folder first"):
         write_whole(tmp_path / "no" / "a.txt", "")

@@ -67,7 +67,7 @@ def test_shape_type_and_padding(tokenizer: Tokenizer) -> None:
         ("\x1b[31ma cat\x1b[0m", "a cat"),
     ],
 )
-def test_texts_that_mean_the_same_are_the_same(tokenizer: Tokenizer, text: str, plain: str) -> None:
+def test_equivalent_texts_get_the_same_tokens(tokenizer: Tokenizer, text: str, plain: str) -> None:
     assert quietly(tokenizer, text) == quietly(tokenizer, plain)
 
 
@@ -79,10 +79,10 @@ def test_special_tokens_cannot_be_typed(tokenizer: Tokenizer, text: str) -> None
     assert inside.index(END) > 5  # the characters themselves were encoded
 
 
-def test_a_long_sentence_is_cut_with_a_warning(tokenizer: Tokenizer) -> None:
+def test_a_long_prompt_is_truncated_with_a_warning(tokenizer: Tokenizer) -> None:
     whole = tokenizer(LONG, 77)[0]
     with pytest.warns(
-        PromptWarning, match="17 tokens that the model reads, and 'left side of the wide street' was cut off"
+        PromptWarning, match="17 tokens and was truncated: 'left side of the wide street' was dropped"
     ) as seen:
         cut = tokenizer(LONG)[0]
     assert seen[0].filename == __file__
@@ -90,27 +90,27 @@ def test_a_long_sentence_is_cut_with_a_warning(tokenizer: Tokenizer) -> None:
     assert cut[16] == END
 
 
-def test_a_sentence_that_just_fits_gives_no_warning(tokenizer: Tokenizer) -> None:
+def test_a_prompt_that_just_fits_gives_no_warning(tokenizer: Tokenizer) -> None:
     tokens = tokenizer("a " * 15)[0]
     assert tokens.tolist() == [START] + [320] * 15 + [END]
     with pytest.warns(PromptWarning):
         assert tokenizer("a " * 16)[0].tolist() == tokens.tolist()
 
 
-def test_every_sentence_that_is_cut_is_warned_of(tokenizer: Tokenizer) -> None:
+def test_every_truncated_prompt_gets_a_warning(tokenizer: Tokenizer) -> None:
     with pytest.warns(PromptWarning) as seen:
         tokenizer([LONG, "a cat", LONG.upper()])
     assert len(seen) == 2
 
 
-def test_a_text_of_any_length_takes_no_time(tokenizer: Tokenizer) -> None:
+def test_very_long_prompts_are_fast(tokenizer: Tokenizer) -> None:
     for text in ("é" * 3_000_000, "a" * 3_000_000, " " * 3_000_000 + "a cat"):
         assert len(quietly(tokenizer, text)) == 17
     assert quietly(tokenizer, " " * 2 * MAX_CHARACTERS + "a cat")[:4] == [START, 320, 2368, END]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n\r ", "\u3000\u2003", "\x00\x01", "\ufeff", "&nbsp;", "\x1b[0m"])
-def test_an_empty_sentence_is_an_error(tokenizer: Tokenizer, text: str) -> None:
+def test_an_empty_prompt_is_an_error(tokenizer: Tokenizer, text: str) -> None:
     with pytest.raises(PromptError, match="empty"):
         tokenizer(text)
     with pytest.raises(PromptError, match="empty"):
@@ -119,12 +119,12 @@ def test_an_empty_sentence_is_an_error(tokenizer: Tokenizer, text: str) -> None:
 
 @pytest.mark.parametrize("texts", [None, 7, b"a cat", ["a cat", None], [b"a cat"], {"a cat"}, [["a cat"]], [np.nan]])
 def test_what_is_not_text_is_an_error(tokenizer: Tokenizer, texts: object) -> None:
-    with pytest.raises(PromptError, match="text, not"):
+    with pytest.raises(PromptError, match="expected a str"):
         tokenizer(texts)  # type: ignore[arg-type]
 
 
-def test_no_sentences_are_an_error(tokenizer: Tokenizer) -> None:
-    with pytest.raises(PromptError, match="no sentences"):
+def test_no_prompt_is_an_error(tokenizer: Tokenizer) -> None:
+    with pytest.raises(PromptError, match="No prompt was given"):
         tokenizer([])
 
 
@@ -169,7 +169,7 @@ HOSTILE = st.one_of(st.text(max_size=80), st.lists(st.sampled_from(PIECES), max_
 
 @settings(max_examples=300, deadline=None)
 @given(HOSTILE, st.integers(3, 30))
-def test_any_text_gives_a_sentence_or_an_error(tokenizer: Tokenizer, text: str, length: int) -> None:
+def test_any_text_gives_tokens_or_an_error(tokenizer: Tokenizer, text: str, length: int) -> None:
     try:
         tokens = quietly(tokenizer, text, length)
     except PromptError:
@@ -185,12 +185,12 @@ def test_any_text_gives_a_sentence_or_an_error(tokenizer: Tokenizer, text: str, 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=st.characters(max_codepoint=0x7F), max_size=60))
-def test_the_short_cut_for_ascii_changes_nothing(text: str) -> None:
+def test_the_ascii_shortcut_changes_nothing(text: str) -> None:
     fixed = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     assert clean(text) == " ".join(fixed.split()).lower()
 
 
-def test_plain_sentences_do_not_import_ftfy(root: Path) -> None:
+def test_plain_prompts_do_not_import_ftfy(root: Path) -> None:
     code = (
         "import sys\nfrom cris_edge.tokenizer import Tokenizer\nt = Tokenizer()\nt('the man in red, 2nd from left!')\n"
         "assert 'ftfy' not in sys.modules and 'cv2' not in sys.modules\nt('caf\\u00e9')\nassert 'ftfy' in sys.modules"
@@ -199,17 +199,17 @@ def test_plain_sentences_do_not_import_ftfy(root: Path) -> None:
 
 
 def test_threads_and_copies_agree(tokenizer: Tokenizer) -> None:
-    sentences = [f"the {word} on the left" for word in ("cat", "dog", "mug", "man’s hat")]
-    expected = tokenizer(sentences)
+    prompts = [f"the {word} on the left" for word in ("cat", "dog", "mug", "man’s hat")]
+    expected = tokenizer(prompts)
     results: list[np.ndarray] = []
-    workers = [threading.Thread(target=lambda: results.append(tokenizer(sentences))) for _ in range(8)]
+    workers = [threading.Thread(target=lambda: results.append(tokenizer(prompts))) for _ in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert len(results) == 8
     assert all((result == expected).all() for result in results)
-    assert (pickle.loads(pickle.dumps(tokenizer))(sentences) == expected).all()
+    assert (pickle.loads(pickle.dumps(tokenizer))(prompts) == expected).all()
 
 
 def test_other_programs_read_the_file_alone(root: Path) -> None:
@@ -221,7 +221,7 @@ def test_other_programs_read_the_file_alone(root: Path) -> None:
 
 
 def test_unusable_files(tmp_path: Path, root: Path) -> None:
-    with pytest.raises(BundleError, match="no tokenizer file"):
+    with pytest.raises(BundleError, match="There is no tokenizer file"):
         Tokenizer(tmp_path / "tokenizer.json")
     text = (root / "cris_edge/models/default/tokenizer.json").read_text(encoding="utf-8")
     path = tmp_path / "other.json"

@@ -204,7 +204,7 @@ def test_refusals_are_one_line_and_status_1(tiny: Path, photo: Path, tmp_path: P
     assert "has no device 'NPU9' here" in refused(predict(tiny, output, photo, "red", "--device", "NPU9"))
     assert "precision 'int4' is unknown" in refused(predict(tiny, output, photo, "red", "--precision", "int4"))
     assert "no graphs for the runtime 'x'" in refused(predict(tiny, output, photo, "red", "--runtime", "x"))
-    assert "sentence is empty" in refused(predict(tiny, output, photo, " "))
+    assert "The prompt is empty" in refused(predict(tiny, output, photo, " "))
     assert "There is no model folder" in refused(run("predict", photo, "red", "--model", tmp_path / "none"))
     (tmp_path / "file").touch()
     assert "cannot be made" in refused(predict(tiny, tmp_path / "file" / "output", photo, "red"))

@@ -60,7 +60,7 @@ def test_uncompressed_counts() -> None:
     assert decoded.tolist() == [[False, True, False], [True, False, False]]
 
 
-def test_bytes_as_pycocotools_gives_them() -> None:
+def test_bytes_as_pycocotools_returns_them() -> None:
     mask = disc(30, 20)
     rle = encode_rle(mask)
     assert (decode_rle({**rle, "counts": rle["counts"].encode()}) == mask).all()
@@ -95,13 +95,13 @@ def test_bytes_as_pycocotools_gives_them() -> None:
         ({"size": [2, 3], "counts": "O"}, "negative"),
     ],
 )
-def test_damaged_rle_has_its_sentence(rle: dict, words: str) -> None:
+def test_damaged_rle_is_refused(rle: dict, words: str) -> None:
     with pytest.raises(DataError, match=words):
         decode_rle(rle)
 
 
 @given(st.text(alphabet=[chr(code) for code in range(40, 120)], max_size=30))
-def test_any_counts_give_a_mask_or_a_sentence(counts: str) -> None:
+def test_any_counts_give_a_mask_or_a_data_error(counts: str) -> None:
     with contextlib.suppress(DataError):
         assert decode_rle({"size": [5, 7], "counts": counts}).shape == (5, 7)
 
@@ -113,7 +113,7 @@ def test_polygon_of_whole_pixels_fills_them() -> None:
     assert (mask == expected).all()
 
 
-def test_polygons_are_those_of_pycocotools() -> None:
+def test_polygons_equal_those_of_pycocotools() -> None:
     polygons = [[1.3, 0.2, 17.9, 3.1, 11.5, 12.7, 4.4, 9.9], [15.0, 10.0, 21.4, -0.8, 20.3, 12.9]]
     assert encode_rle(fill_polygons(polygons, 13, 21))["counts"] == "j04:2M3M001O0010O0001ON2O2M2OJM41L23MM443M2O1O"
 
@@ -125,7 +125,7 @@ def test_even_odd_inside_one_polygon_and_union_of_several() -> None:
     assert fill_polygons([square, square], 10, 10).all()
 
 
-def test_polygons_that_leave_the_image_a_little_are_cut_off() -> None:
+def test_polygons_slightly_outside_the_image_are_clipped() -> None:
     assert fill_polygons([[-1, -1, 9, -1, 9, 7, -1, 7]], 6, 8).all()
 
 
@@ -155,6 +155,6 @@ def test_polygons_for_another_size_are_refused() -> None:
         ([{"a": 1}], "not a number"),
     ],
 )
-def test_damaged_polygons_have_their_sentence(polygons: list, words: str) -> None:
+def test_damaged_polygons_are_refused(polygons: list, words: str) -> None:
     with pytest.raises(DataError, match=words):
         fill_polygons(polygons, 20, 30)

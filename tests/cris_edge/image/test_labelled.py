@@ -61,7 +61,7 @@ def test_a_line_becomes_a_sample(folder: Path) -> None:
     ],
     ids=["compressed RLE", "RLE", "polygon", "polygons"],
 )
-def test_masks_of_every_kind_are_the_same(folder: Path, mask: object) -> None:
+def test_masks_of_every_kind_are_equal(folder: Path, mask: object) -> None:
     (sample,) = read_samples(write(folder, entry(mask=mask)))
     assert (sample.truth() == box()).all()
     assert (sample.truth((HEIGHT, WIDTH)) == box()).all()
@@ -70,14 +70,14 @@ def test_masks_of_every_kind_are_the_same(folder: Path, mask: object) -> None:
 @pytest.mark.parametrize("kind", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "indexed"])
 def test_png_masks_of_every_mode(folder: Path, kind: str) -> None:
     if kind == "indexed":  # a palette whose first colour is black, as segmentation tools write it
-        picture = Image.fromarray(box().astype(np.uint8) * 3, "P") if False else Image.new("P", (WIDTH, HEIGHT))
-        picture.putdata((box().astype(np.uint8) * 3).ravel().tolist())
-        picture.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 128, 0, 0])
+        image = Image.new("P", (WIDTH, HEIGHT))
+        image.putdata((box().astype(np.uint8) * 3).ravel().tolist())
+        image.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 128, 0, 0])
     elif kind == "I;16":
-        picture = Image.fromarray(box().astype(np.uint16) * 700)
+        image = Image.fromarray(box().astype(np.uint16) * 700)
     else:
-        picture = Image.fromarray(box().astype(np.uint8) * 255).convert(kind)
-    picture.save(folder / "a_mask.png")
+        image = Image.fromarray(box().astype(np.uint8) * 255).convert(kind)
+    image.save(folder / "a_mask.png")
     (sample,) = read_samples(write(folder, entry()))
     assert (sample.truth() == box()).all()
 
@@ -97,13 +97,13 @@ def test_blank_lines_and_byte_order_mark_are_skipped(folder: Path) -> None:
     assert [sample.source for sample in read_samples(path)] == ["data.jsonl, line 1", "data.jsonl, line 4"]
 
 
-def test_masks_may_be_absent_where_they_are_not_needed(folder: Path) -> None:
+def test_masks_are_optional_where_they_are_not_needed(folder: Path) -> None:
     path = write(folder, {"image": "a.jpg", "sentences": ["the mug"]})
-    with pytest.raises(DataError, match='line 1: it has no "mask"'):
+    with pytest.raises(DataError, match='line 1: It has no "mask"'):
         read_samples(path)
     (sample,) = read_samples(path, require_masks=False)
     assert sample.mask is None
-    with pytest.raises(DataError, match='line 1: it has no "mask"'):
+    with pytest.raises(DataError, match='line 1: It has no "mask"'):
         sample.truth()
 
 
@@ -169,38 +169,38 @@ def test_a_mask_file_of_another_size(folder: Path) -> None:
         (cv2.imencode(".png", np.zeros((HEIGHT, WIDTH), np.uint8))[1].tobytes()[:-20], "incomplete"),
     ],
 )
-def test_a_mask_file_that_is_no_png(folder: Path, content: bytes, words: str) -> None:
+def test_a_mask_file_that_is_not_a_png(folder: Path, content: bytes, words: str) -> None:
     (folder / "a_mask.png").write_bytes(content)
     with pytest.raises(DataError, match=words):
         read_samples(write(folder, entry()))[0].truth()
 
 
-def test_files_that_vanish_or_break_later_have_their_sentence(folder: Path) -> None:
+def test_files_that_vanish_or_break_later_are_reported(folder: Path) -> None:
     (sample,) = read_samples(write(folder, entry()))
     (folder / "a_mask.png").unlink()
-    with pytest.raises(DataError, match=r"line 1: its mask .* cannot be read"):
+    with pytest.raises(DataError, match=r"line 1: The mask .* cannot be read"):
         sample.truth()
     (folder / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"line 1: its image .* cannot be read"):
+    with pytest.raises(DataError, match=r"line 1: The image .* cannot be read"):
         sample.truth()
     (folder / "a.jpg").unlink()
-    with pytest.raises(DataError, match=r"line 1: its image .* cannot be read"):
+    with pytest.raises(DataError, match=r"line 1: The image .* cannot be read"):
         sample.truth()
 
 
-def test_checking_files_can_be_left_out(folder: Path) -> None:
+def test_checking_files_is_optional(folder: Path) -> None:
     (sample,) = read_samples(write(folder, entry(image="b.jpg")), check_files=False)
     assert sample.image == folder / "b.jpg"
 
 
 def test_unusable_files(folder: Path) -> None:
-    with pytest.raises(DataError, match="there is no data file"):
+    with pytest.raises(DataError, match="There is no data file"):
         read_samples(folder / "none.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
         read_samples(folder)
     with pytest.raises(DataError, match="cannot be read"):
         read_samples(folder / "a\0.jsonl")
-    with pytest.raises(DataError, match="not text in UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8 text"):
         read_samples(folder / "a.jpg")
     with pytest.raises(DataError, match="holds no samples"):
         read_samples(write(folder, "", " "))

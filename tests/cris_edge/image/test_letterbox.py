@@ -65,7 +65,7 @@ def kernel(distance: float) -> float:
     return -0.75 * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
 
 
-def test_letterbox_there_and_back() -> None:
+def test_letterbox_round_trip() -> None:
     letterbox = Letterbox.fit(333, 250, 416)
     forth, back = np.vstack([letterbox.matrix, [0, 0, 1]]), np.vstack([letterbox.inverse, [0, 0, 1]])
     np.testing.assert_allclose(back @ forth, np.eye(3), atol=1e-4)
@@ -86,7 +86,7 @@ def test_preprocess_normalizes_on_the_mean_colour() -> None:
     np.testing.assert_allclose(pixels[0, :, 2, 32], 0, atol=0.01)  # the border is the mean, but for rounding
 
 
-def test_preprocess_takes_the_mean_of_another_model() -> None:
+def test_preprocess_accepts_the_mean_of_another_model() -> None:
     pixels, _ = preprocess(np.full((8, 8, 3), 255, np.uint8), 32, mean=(0.5, 0.25, 0), std=(0.5, 0.25, 1))
     np.testing.assert_allclose(pixels[0, :, 16, 16], [1, 3, 1], atol=1e-6)
 
@@ -101,7 +101,7 @@ def test_preprocess_takes_the_mean_of_another_model() -> None:
         np.zeros((0, 8, 3), np.uint8),
     ],
 )
-def test_preprocess_refuses_what_is_not_rgb(array: np.ndarray) -> None:
+def test_preprocess_refuses_other_arrays(array: np.ndarray) -> None:
     with pytest.raises(ImageError, match="load_image"):
         preprocess(array, 64)
 
@@ -135,7 +135,7 @@ def test_extreme_logits_saturate(value: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1), (1, 5000, 3), (5000, 1, 3), (65_535, 3, 3), (2, 65_535)])
-def test_thin_and_tiny_images_get_an_answer(shape: tuple[int, ...]) -> None:
+def test_thin_and_tiny_images_work(shape: tuple[int, ...]) -> None:
     rgb = load_image(np.full(shape, 77, np.uint8))
     pixels, letterbox = preprocess(rgb, 64)
     assert np.isfinite(pixels).all()
@@ -145,7 +145,7 @@ def test_thin_and_tiny_images_get_an_answer(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_megapixels_get_an_answer() -> None:
+def test_a_hundred_megapixels_work() -> None:
     rgb = load_image(np.zeros((10_000, 10_000, 3), np.uint8))
     assert rgb.shape[0] * rgb.shape[1] == MAX_PIXELS
     _, letterbox = preprocess(rgb, 416)

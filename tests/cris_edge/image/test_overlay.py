@@ -43,7 +43,7 @@ def test_an_empty_mask_leaves_the_image() -> None:
     assert drawn is not image
 
 
-def test_a_caption_is_written_where_it_does_not_hide_the_object() -> None:
+def test_a_caption_does_not_hide_the_object() -> None:
     plain, written = draw_overlay(grey(), box()), draw_overlay(grey(), box(), "a mug", "93%")
     changed = (plain != written).any(axis=2)
     assert changed.any()
