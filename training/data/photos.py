@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from cris_edge.coco import decode_rle
@@ -259,7 +260,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, json.loads(line)
     except OSError as exc:
         raise DataError(
-            f"Cannot read {path}: {exc.strerror}. Pass the folder that holds the photo collection."
+            f"Cannot read {path}: {exc.strerror}. Pass the folder of the photos."
         ) from exc
     except ValueError as exc:
         raise DataError(f"{path} is not JSON Lines: {exc}.") from exc
