@@ -13,7 +13,8 @@ from training.model.nanodet import BINS, CLASSES, STRIDES, NanoDet, Pyramid
 from training.model.roi import pool
 
 COUNT = 32  # candidates an image
-FEATURES = (128 + 64) * 8 + 128 * 4 + 128  # pooled features of a candidate
+POOLED = (128 + 64) * 8 + 128 * 4 + 128  # features pooled from the maps for a candidate
+FEATURES = 256  # what is kept of them
 REGIONS = ((0.2, 0.1, 0.8, 0.9), (0.22, 0.18, 0.78, 0.5), (0.25, 0.55, 0.75, 0.9), (0.25, 0.0, 0.75, 0.2))
 """Parts of a box whose colours are measured, as fractions of it: nearly all, upper part, lower part, top."""
 COLOUR_FEATURES = len(REGIONS) * (len(COLOURS) + 3)  # shares of the names, and mean RGB, of each region
@@ -33,7 +34,7 @@ class Candidates(NamedTuple):
         probabilities: (B, N, 80), the detector's, of each class.
         boxes: (B, N, 4), x0, y0, x1, y1 as fractions of the image's own width and height.
         aspect: (B,), the image's width over its height.
-        features: (B, N, `FEATURES`), pooled from the feature maps.
+        features: (B, N, `FEATURES`), principal components of what is pooled from the feature maps.
         colours: (B, N, `COLOUR_FEATURES`), shares of the colour names and mean RGB of each of `REGIONS`, in order.
         valid: (B, N) bool, whether there is a candidate in this slot; the first is always valid.
     """
@@ -68,6 +69,7 @@ class CandidateFinder(nn.Module):
         self.count = count
         self.detector = NanoDet()
         self.colour_names = ColourNames()
+        self.reduce = nn.Linear(POOLED, FEATURES)
 
     def forward(self, image: Tensor) -> Candidates:
         """Candidates of images (B, 3, S, S), letterboxed and normalized by `cris_edge.image.preprocess`."""
@@ -102,9 +104,7 @@ class CandidateFinder(nn.Module):
     def describe(self, image: Tensor, pyramid: Pyramid, content: Tensor, found: Found) -> Candidates:
         """Measure what is in the boxes."""
         squares = found.squares
-        fine = torch.cat((pyramid.p3, F.avg_pool2d(pyramid.c2, 2)), 1)
-        pooled = (pool(fine, squares, 4, 2), pool(pyramid.n4, squares, 2, 2), pool(pyramid.n5, squares, 1, 1))
-        features = torch.cat([part.flatten(2) for part in pooled], 2)
+        features = self.reduce(pool_features(pyramid, squares))
         half = F.avg_pool2d(image, 2)
         colours = F.avg_pool2d(torch.cat((self.colour_names(half), half), 1), 2)
         x0, y0, x1, y1 = squares.unbind(-1)
@@ -119,6 +119,13 @@ class CandidateFinder(nn.Module):
         left, top, right, bottom = content.unbind(-1)
         aspect = (right - left) / (bottom - top)
         return Candidates(found.probabilities, to_content(squares, content), aspect, features, shares, valid)
+
+
+def pool_features(pyramid: Pyramid, squares: Tensor) -> Tensor:
+    """Feature maps and boxes (B, N, 4), fractions of the square input -> (B, N, `POOLED`)."""
+    fine = torch.cat((pyramid.p3, F.avg_pool2d(pyramid.c2, 2)), 1)
+    parts = (pool(fine, squares, 4, 2), pool(pyramid.n4, squares, 2, 2), pool(pyramid.n5, squares, 1, 1))
+    return torch.cat([part.flatten(2) for part in parts], 2)
 
 
 def content_box(image: Tensor) -> Tensor:
