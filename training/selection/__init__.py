@@ -1,0 +1,1 @@
+"""Training of the selector on cached candidates: examples, training loop, validation, ablation."""
