@@ -219,6 +219,7 @@ class Selector(nn.Module):
             nn.Linear(width, width),
         )
         self.appearance = nn.Linear(FEATURES + COLOUR_FEATURES, _APPEARANCE)
+        self.unseen = nn.Parameter(torch.zeros(width))
         self.mix = nn.Sequential(nn.LayerNorm(width), *_feed_forward(width))
         self.none = nn.Parameter(torch.randn(width) * 0.1)
         self.pair = nn.Sequential(nn.Linear(_PAIR, 16), nn.ReLU(), nn.Linear(16, biases))
@@ -279,7 +280,7 @@ class Selector(nn.Module):
         return Words(words, sentence, classes * seen, colours * seen, heads, query, pairs, padding)
 
     def encode_candidates(self, candidates: Candidates) -> CandidateTokens:
-        """Everything about candidates that no prompt is needed for."""
+        """Everything about candidates that no prompt is needed for; features and colours of zero are unknown ones."""
         probabilities, boxes, aspect, features, colours, valid = candidates
         mask = valid.to(boxes.dtype)
         x0, y0, x1, y1 = boxes.unbind(-1)
@@ -318,7 +319,8 @@ class Selector(nn.Module):
         kind = probabilities / (probabilities.sum(-1, keepdim=True) + 0.05)
         classes = torch.cat((probabilities, torch.matmul(kind, self.class_vectors), best[..., None]), -1)
         looks = torch.cat((features, colours), -1)
-        x = self.kind(classes) + self.geometry(geometry) + self.looks(looks)
+        seen = (features.abs().amax(-1, keepdim=True) > 0).to(looks.dtype)  # layouts have boxes but no pixels
+        x = self.kind(classes) + self.geometry(geometry) + seen * self.looks(looks) + (1 - seen) * self.unseen
         x = x + self.mix(x)
         tokens = torch.cat((x, self.none.expand(len(x), 1, -1)), 1)
         pairs = torch.stack(
@@ -333,9 +335,8 @@ class Selector(nn.Module):
         kinds = probabilities / (best[..., None] + 0.1)
         shares = colours.unflatten(2, (len(REGIONS), -1))[..., : len(COLOURS)]
         hues = torch.matmul(shares, self.hue_mix).flatten(2)
-        return CandidateTokens(
-            tokens, bias, pairs, relations, kinds, hues, self.appearance(looks), (1 - mask) * _PENALTY
-        )
+        appearance = seen * self.appearance(looks)
+        return CandidateTokens(tokens, bias, pairs, relations, kinds, hues, appearance, (1 - mask) * _PENALTY)
 
     def match(self, candidates: CandidateTokens, words: Words) -> tuple[Tensor, Tensor]:
         """Scores (P, N) and the score of none (P, 1), of one prompt an image."""
