@@ -86,7 +86,8 @@ def crop(features: Tensor, boxes: Tensor, side: int) -> Tensor:
 def paste(values: Tensor, boxes: Tensor, size: int, outside: float) -> Tensor:
     """The way back of `crop`: values (B, 1, s, s) inside boxes (B, 4) -> (B, 1, size, size), `outside` elsewhere.
 
-    Interpolation is linear between the centers of the crop's cells, and towards `outside` beyond the border.
+    Interpolation is linear between the centers of the crop's cells, and towards `outside` beyond the border. The map's
+    corners are the centers of the input's corner pixels, as `cris_edge.image.postprocess` takes logits to lie.
     """
     side = values.shape[-1]
     x0, y0, x1, y1 = boxes.unbind(-1)
@@ -97,9 +98,11 @@ def paste(values: Tensor, boxes: Tensor, size: int, outside: float) -> Tensor:
 
 def _paste_weights(low: Tensor, high: Tensor, side: int, size: int) -> Tensor:
     """(B, size, side): linear interpolation of the crop's cells at the map's; rows outside the crop are zero."""
+    pixels = 4 * size
     cells = torch.arange(side, dtype=low.dtype, device=low.device)
-    centers = (torch.arange(size, dtype=low.dtype, device=low.device) + 0.5) / size
-    position = (centers - low[:, None]) / (high - low)[:, None].clamp(min=1e-6) * side - 0.5  # (B, size)
-    width = (side / (size * (high - low)).clamp(min=1e-6)).clamp(min=1)[:, None, None]  # several cells in one pixel
+    centers = torch.arange(size, dtype=low.dtype, device=low.device) * ((pixels - 1) / (size - 1) / pixels)
+    extent = (high - low)[:, None].clamp(min=_SMALLEST)
+    position = (centers + 0.5 / pixels - low[:, None]) / extent * side - 0.5  # (B, size)
+    width = (side / (size * extent)).clamp(min=1)[..., None]  # where several cells lie in one pixel of the map
     weights = (1 - (position[..., None] - cells).abs() / width).clamp(min=0)
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
