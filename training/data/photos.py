@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cris_edge.coco import decode_rle
 from cris_edge.errors import DataError
+from cris_edge.image.coco import decode_rle
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the stored photo, right and bottom exclusive."""
@@ -259,8 +259,6 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(lines, 1):
                 yield number, json.loads(line)
     except OSError as exc:
-        raise DataError(
-            f"Cannot read {path}: {exc.strerror}. Pass the folder of the photos."
-        ) from exc
+        raise DataError(f"Cannot read {path}: {exc.strerror}. Pass the folder of the photos.") from exc
     except ValueError as exc:
         raise DataError(f"{path} is not JSON Lines: {exc}.") from exc

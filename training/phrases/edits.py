@@ -9,6 +9,12 @@ from collections.abc import Callable
 COLOURS = ("black", "white", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "beige")
 """Colour names that are measured in photos."""
 
+
+def word_set(text: str, separator: str | None = None) -> frozenset[str]:
+    """Return the words of a text as a set; ``separator`` where they are not separated by white space."""
+    return frozenset(text.split(separator))
+
+
 _SIDES = {"left": "right", "lefthand": "righthand", "leftmost": "rightmost", "lefty": "righty", "lft": "rght"}
 _SIDES |= {"left-hand": "right-hand", "left-most": "right-most", "l": "r", "lhs": "rhs", "lt": "rt"}
 _SIDES |= {other: one for one, other in _SIDES.items()}
@@ -27,7 +33,7 @@ _SWAPS = {
 }
 _SWAPS |= {other: one for one, other in _SWAPS.items()}
 _NOT_A_SIDE = re.compile(r"^(next|behind|in|above|below|under|beside|before|after|there|here|now)$")
-_FREE = frozenset("a an the is are of that this it its his her very really which".split())
+_FREE = word_set("a an the is are of that this it its his her very really which")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 

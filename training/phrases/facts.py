@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from training.phrases.edits import word_set
 from training.phrases.things import Scene, Thing, overlap
 
 MARGIN = 0.05
@@ -18,10 +20,12 @@ SIZE_RATIO = 1.5
 """Ratio of box areas from which one thing is bigger than another."""
 SUPPORTS = frozenset({"dining table", "bed", "couch", "bench", "chair", "table", "desk", "sofa", "plate"})
 """Categories that things stand on."""
-CARRIED = frozenset(
-    "backpack;umbrella;handbag;tie;suitcase;frisbee;skis;snowboard;sports ball;kite;baseball bat;baseball glove;skateboard;"
-    "surfboard;tennis racket;bottle;wine glass;cup;knife;banana;apple;sandwich;hot dog;pizza;donut;cake;laptop;remote;"
-    "cell phone;book;teddy bear;toothbrush".split(";")
+CARRIED = word_set(
+    "backpack;umbrella;handbag;tie;suitcase;frisbee;skis;snowboard;sports ball;kite;"
+    "baseball bat;baseball glove;skateboard;surfboard;tennis racket;bottle;wine glass;cup;knife;"
+    "banana;apple;sandwich;hot dog;pizza;donut;cake;laptop;remote;cell phone;book;teddy bear;"
+    "toothbrush",
+    ";",
 )
 """Categories that a person may hold."""
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
@@ -33,7 +37,8 @@ class Fact:
     """Something true of a thing.
 
     Attributes:
-        kind: ``colour``, ``clothing``, ``side``, ``corner``, ``middle``, ``ordinal``, ``size``, ``depth`` or ``relation``.
+        kind: ``colour``, ``clothing``, ``side``, ``corner``, ``middle``, ``ordinal``, ``size``, ``depth`` or
+            ``relation``.
         fits: indices of the rivals that it may be taken to fit, the thing itself included.
         before: words that may stand before the noun.
         after: words that may stand after it.
@@ -189,7 +194,7 @@ def _ordinals(group: dict[int, Thing], index: int) -> Iterator[Fact]:
         return
     order = sorted(group, key=lambda i: group[i].centre[0])
     xs = [group[i].centre[0] for i in order]
-    if min(b - a for a, b in zip(xs, xs[1:], strict=False)) < MARGIN:
+    if min(b - a for a, b in pairwise(xs)) < MARGIN:
         return
     rank = order.index(index)
     if len(group) == 3 and rank == 1:
@@ -308,15 +313,17 @@ def _ways(thing: Thing, mark: Thing, loose: bool = False) -> Iterator[tuple[tupl
         yield ("below", "under", "beneath"), True
     if gap < 0.06 + slack and (loose or (level and inside < 0.5 and around < 0.5)):
         yield ("next to", "beside", "near", "by"), True
-    if mark.category in SUPPORTS and thing.area < 0.5 * mark.area + slack and thing.category != "person":
-        if inside > (0.3 if loose else 0.6) and y < my + slack:
-            yield ("on",), True
-    if mark.category in CARRIED and thing.category == "person" and mark.area < 0.5 * thing.area + slack:
-        if around > (0.1 if loose else 0.5):
-            yield ("with", "holding"), True
-    if inside > 0.15 - slack and thing.box[3] < mark.box[3] - MARGIN + slack and mark.category not in CARRIED:
-        if thing.category not in CARRIED and mark.category not in SUPPORTS and around < 0.6 + slack:
-            yield ("behind", "in back of"), True
-    if around > 0.15 - slack and thing.box[3] > mark.box[3] + MARGIN - slack:
-        if thing.category not in CARRIED and mark.category not in CARRIED and thing.category != "person":
-            yield ("in front of",), True
+    person, carried = thing.category == "person", mark.category in CARRIED
+    standing_on = mark.category in SUPPORTS and not person and thing.area < 0.5 * mark.area + slack
+    if standing_on and inside > (0.3 if loose else 0.6) and y < my + slack:
+        yield ("on",), True
+    holding = carried and person and mark.area < 0.5 * thing.area + slack
+    if holding and around > (0.1 if loose else 0.5):
+        yield ("with", "holding"), True
+    in_depth = not carried and thing.category not in CARRIED  # things that stand on the ground
+    hidden = inside > 0.15 - slack and thing.box[3] < mark.box[3] - MARGIN + slack and around < 0.6 + slack
+    if in_depth and hidden and mark.category not in SUPPORTS:
+        yield ("behind", "in back of"), True
+    hiding = around > 0.15 - slack and thing.box[3] > mark.box[3] + MARGIN - slack
+    if in_depth and hiding and not person:
+        yield ("in front of",), True

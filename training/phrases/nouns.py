@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from training.phrases.edits import COLOURS, words
+from training.phrases.edits import COLOURS, word_set, words
 from training.phrases.wordnet import WordNet, singulars
 
-_PLACES = frozenset(
-    "left right top bottom middle center centre corner side front back far near upper lower end edge background foreground "
-    "leftmost rightmost lefthand righthand most first second third fourth fifth last 1st 2nd 3rd 4th 5th one ones "
-    "closest nearest farthest furthest camera us next row half part area pic picture photo image view click".split()
+_PLACES = word_set(
+    "left right top bottom middle center centre corner side front back far near upper lower end edge background "
+    "foreground leftmost rightmost lefthand righthand most first second third fourth fifth last 1st 2nd 3rd 4th 5th one ones "
+    "closest nearest farthest furthest camera us next row half part area pic picture photo image view click"
 )
-_STOPS = frozenset(
-    "in on with at of from to by behind near beside wearing holding sitting standing that who whose which is are was has "
-    "under over above below between and but not w looking being facing walking riding playing eating the's".split()
+_STOPS = word_set(
+    "in on with at of from to by behind near beside wearing holding sitting standing that who whose which is are was "
+    "has under over above below between and but not w looking being facing walking riding playing eating the's"
 )
-_MODIFIERS = frozenset(
-    "a an the this that his her its their my your big bigger biggest small smaller smallest little tiny large larger largest "
-    "tall short long old young dark light bright all only whole full empty two three four five six some other another "
-    "black-and-white striped plain grey tan gold silver blonde blond bald".split()
+_MODIFIERS = word_set(
+    "a an the this that his her its their my your big bigger biggest small smaller smallest little tiny large larger "
+    "largest tall short long old young dark light bright all only whole full empty two three four five six some other another "
+    "black-and-white striped plain grey tan gold silver blonde blond bald"
 ) | frozenset(COLOURS)
-_MEASURES = frozenset("piece pieces slice slices bunch pile group pair half kind bowl glass".split())
+_MEASURES = word_set("piece pieces slice slices bunch pile group pair half kind bowl glass")
 _RARE = 0.03  # share of a category's commonest noun below which a noun sounds odd
 _PRIOR = 2.0  # human sightings that one WordNet reading of a noun is worth
 
@@ -61,10 +62,7 @@ def heads(found: Sequence[str]) -> list[str]:
         participle = word.endswith(("ing", "ed")) and len(word) > 5
         if word == "of" and run and run[-1] in _MEASURES:
             run = []
-        elif word in _STOPS or word in _PLACES or (participle and run):
-            if run:
-                break
-        elif word in _MODIFIERS:
+        elif word in _STOPS | _PLACES | _MODIFIERS or (participle and run):
             if run:
                 break
         else:
@@ -102,7 +100,7 @@ def build_lexicon(
     for sentence in used:
         found = words(sentence)
         usage.update(found)
-        usage.update(" ".join(pair) for pair in zip(found, found[1:], strict=False))
+        usage.update(" ".join(pair) for pair in pairwise(found))
     members = {c: {low for one in wordnet.category(c) for low, _ in wordnet.below(one)} for c in categories}
     kinds: dict[str, str] = {}
     for noun in {*sightings, *(word for word, count in usage.items() if count >= least)}:

@@ -39,7 +39,7 @@ SENSES: dict[str, tuple[tuple[str, int], ...]] = {
     "baseball bat": (("baseball bat", 1), ("bat", 5)),
     "orange": (("orange", 1),),
 }
-"""Senses of COCO's classes (lemma, one-based sense number) where the first noun sense of the name is not the one meant."""
+"""Senses of COCO's classes (lemma, number from 1) where the first noun sense of the name is not the one meant."""
 
 
 class WordNet:

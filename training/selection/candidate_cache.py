@@ -44,8 +44,8 @@ class CachedPhoto:
         boxes: (n, 4) float32, fractions of the photo's width and height.
         features: (n, F) float16.
         colours: (n, C) float16.
-        mask_colours: index of an object in the photo's list -> (3, 12) float32, shares of colour names in its mask: whole,
-            upper, lower. Objects without a mask are missing.
+        mask_colours: index of an object in the photo's list -> (3, 12) float32, shares of colour names in its mask:
+            whole, upper, lower. Objects without a mask are missing.
     """
 
     image: str
