@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cris_edge.errors import CheckpointError
 from cris_edge.files import naming
-from training.model import CRIS, Architecture
+from training.model import CRIS, Architecture, CandidateArchitecture, CandidateNet
 
 FORMAT = "cris-edge"
 VERSION = 1
@@ -63,6 +63,8 @@ def load_model(
     given = {"word_len": word_len, "decoder_heads": decoder_heads, "input_size": input_size}
     given = {name: value for name, value in given.items() if value is not None}
     content = read_checkpoint(path)
+    if is_candidates(content):
+        raise CheckpointError(f"{path} holds a CandidateNet, expected a CRIS: read it with load_network.")
     state = public_state(content, path)
     if content.get("format") == FORMAT:
         architecture = Architecture.from_dict(content["architecture"])
@@ -80,7 +82,40 @@ def load_model(
     return model.eval()
 
 
-def save_model(path: str | os.PathLike[str], model: CRIS, *, compact: bool = False, **extra: Any) -> None:
+def load_network(path: str | os.PathLike[str], **given: int | None) -> CRIS | CandidateNet:
+    """Load a network of either family in eval mode, float32.
+
+    Args:
+        path: What `load_model` reads, or a CandidateNet that `save_model` wrote.
+        given: For `load_model`; a CandidateNet takes only ``input_size``, and stores the rest.
+
+    Raises:
+        CheckpointError: As `load_model`.
+    """
+    content = read_checkpoint(path)
+    if not is_candidates(content):
+        return load_model(path, **given)
+    model = CandidateNet(CandidateArchitecture.from_dict(content["architecture"]))
+    _require_same(content["state_dict"], model.state_dict(), path)
+    model.load_state_dict(content["state_dict"])
+    for name in ("word_len", "decoder_heads"):
+        stored = getattr(model.architecture, name, None)
+        if given.get(name) not in (None, stored):
+            raise CheckpointError(f"{path} holds a CandidateNet, whose {name} cannot be chosen: leave {name} out.")
+    size = given.get("input_size")
+    return (model if size is None else model.at_size(size)).eval()
+
+
+def is_candidates(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's content is a CandidateNet of ours."""
+    architecture = content.get("architecture")
+    ours = content.get("format") == FORMAT and isinstance(architecture, Mapping)
+    return ours and architecture.get("family") == CandidateArchitecture.family
+
+
+def save_model(
+    path: str | os.PathLike[str], model: CRIS | CandidateNet, *, compact: bool = False, **extra: Any
+) -> None:
     """Write `model` in our own format: public names, its architecture, and `extra` (plain containers and tensors).
 
     With `compact`, matrices are stored as float16, and only the non-zero rows of the token table are kept, with their
@@ -89,8 +124,9 @@ def save_model(path: str | os.PathLike[str], model: CRIS, *, compact: bool = Fal
     state = to_public({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
     if compact:
         state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
-        ids = state[_TABLE].any(dim=1).nonzero().flatten()
-        state, extra = {**state, _TABLE: state[_TABLE][ids]}, {**extra, "token_ids": ids}
+        if _TABLE in state:
+            ids = state[_TABLE].any(dim=1).nonzero().flatten()
+            state, extra = {**state, _TABLE: state[_TABLE][ids]}, {**extra, "token_ids": ids}
     content = {
         "format": FORMAT,
         "version": VERSION,

@@ -191,7 +191,8 @@ def select(levels: list[Tensor], content: Tensor, count: int) -> Found:
         logits = level[:, : len(CLASSES)]
         is_peak = logits >= F.max_pool2d(logits, 3, 1, 1)
         peaks.append(torch.where(is_peak, logits.sigmoid(), torch.zeros_like(logits)).amax(1).flatten(1))
-    best, place = torch.cat(peaks, 1).topk(_PEAKS, dim=1)  # (B, K)
+    ranked = torch.cat(peaks, 1)
+    best, place = ranked.topk(min(_PEAKS, ranked.shape[1]), dim=1)  # (B, K)
     logits = torch.cat([level.flatten(2) for level in levels], 2)  # (B, 124, M)
     logits = logits.gather(2, place[:, None].expand(-1, logits.shape[1], -1)).transpose(1, 2)  # (B, K, 124)
     centers, strides = _grid(levels)

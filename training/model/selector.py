@@ -325,7 +325,7 @@ class Selector(nn.Module):
         tokens = torch.cat((x, self.none.expand(len(x), 1, -1)), 1)
         pairs = torch.stack(
             (
-                *(dx, dy, torch.tanh(8 * dx), torch.tanh(8 * dy), darea.clamp(-4, 4) / 2),
+                *(dx, dy, torch.tanh(8 * dx), torch.tanh(8 * dy), darea.clamp(-4.0, 4.0) / 2),
                 *(overlap, inside, alike, weight[:, None].expand_as(alike)),
             ),
             -1,
@@ -343,11 +343,11 @@ class Selector(nn.Module):
         naming = torch.matmul(candidates.kinds, words.classes.transpose(1, 2))  # (P, N, L)
         hues = candidates.hues.unflatten(2, (len(REGIONS), -1)).flatten(1, 2)  # (P, N 4, 12)
         colouring = torch.matmul(hues, words.colours.transpose(1, 2)).unflatten(1, (-1, len(REGIONS)))  # (P, N, 4, L)
-        named = torch.matmul(naming.clamp(-1, 1.5), words.heads)  # (P, N, 2)
+        named = torch.matmul(naming.clamp(-1.0, 1.5), words.heads)  # (P, N, 2)
         visible = 1 - candidates.penalty[..., None] / _PENALTY  # (P, N, 1)
         among_named = named.clamp(min=0) * visible
         named_most = named / (among_named.amax(1, keepdim=True) + 0.1)
-        coloured = colouring.sum(-1).clamp(-1, 1.5)  # (P, N, 4)
+        coloured = colouring.sum(-1).clamp(-1.0, 1.5)  # (P, N, 4)
         best_hue = coloured.amax(-1, keepdim=True)
         hue_most = best_hue / ((best_hue.clamp(min=0) * among_named[..., :1]).amax(1, keepdim=True) + 0.1)
         about_colour = words.colours.clamp(min=0).sum((1, 2))[:, None, None].clamp(max=2).expand_as(best_hue)
@@ -357,8 +357,8 @@ class Selector(nn.Module):
         first = torch.exp(-2 * ranks)  # near 1 for the leftmost, rightmost, ... of what matches
         explicit = torch.cat(
             (
-                *(named, named_most.clamp(-2, 2), naming.amax(-1, keepdim=True).clamp(max=1.5)),
-                *(coloured, hue_most.clamp(-2, 2), about_colour, appearance),
+                *(named, named_most.clamp(-2.0, 2.0), naming.amax(-1, keepdim=True).clamp(max=1.5)),
+                *(coloured, hue_most.clamp(-2.0, 2.0), about_colour, appearance),
                 *(torch.log1p(ranks.sum(-1, keepdim=True)), matching, torch.log1p(ranks), first),
             ),
             -1,

@@ -1,0 +1,70 @@
+"""CandidateNet as three modules for static export, with the contract of `training.model.deploy`.
+
+What depends on the image alone is computed by `CandidateImageEncoder`, what depends on the prompt alone by
+`CandidateTextEncoder`, the rest, for each pair, by `CandidateMaskDecoder`. The functions are those of the network, one
+image and one prompt at a time; only the word table is joined, so that one row is looked up for each token.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from training.model.boxmask import MaskFeatures
+from training.model.candidatenet import CandidateNet, choose, presence
+from training.model.selector import CandidateTokens, Words
+
+CANDIDATES = tuple(f"candidate_{name}" for name in CandidateTokens._fields)
+MASKS = tuple(f"mask_{name}" for name in MaskFeatures._fields)
+WORDS = tuple(f"word_{name}" for name in Words._fields)
+
+
+class CandidateImageEncoder(nn.Module):
+    """Everything that sees the image alone: detector, candidates, what the mask is cropped from."""
+
+    input_names = ("image",)
+    output_names = (*CANDIDATES, "candidate_squares", *MASKS)
+
+    def __init__(self, model: CandidateNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(1, 3, S, S) -> the fields of `CandidateTokens`, the boxes (1, N, 4), the fields of `MaskFeatures`."""
+        candidates, squares, features = self.model.encode_image(image)
+        return (*candidates, squares, *features)
+
+
+class CandidateTextEncoder(nn.Module):
+    """Everything that sees the prompt alone."""
+
+    input_names = ("tokens",)
+    output_names = WORDS
+
+    def __init__(self, model: CandidateNet) -> None:
+        super().__init__()
+        self.selector = model.selector
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """(1, L) int64 -> the fields of `Words`."""
+        return tuple(self.selector.encode_words(tokens))
+
+
+class CandidateMaskDecoder(nn.Module):
+    """What sees both: the choice of a candidate, and its mask."""
+
+    input_names = (*CANDIDATES, "candidate_squares", *MASKS, *WORDS)
+    output_names: tuple[str, ...] = ("logits",)
+
+    def __init__(self, model: CandidateNet, *, with_presence: bool = False) -> None:
+        super().__init__()
+        self.selector, self.boxmask, self.with_presence = model.selector, model.boxmask, with_presence
+        if with_presence:
+            self.output_names = ("logits", "presence")
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The encoders' outputs in the order of `input_names` -> logits (1, 1, S/4, S/4)."""
+        tokens, rest = inputs[: len(CANDIDATES)], inputs[len(CANDIDATES) :]
+        squares, features, words = rest[0], rest[1 : 1 + len(MASKS)], rest[1 + len(MASKS) :]
+        scores, none = self.selector.match(CandidateTokens(*tokens), Words(*words))
+        logits = self.boxmask(MaskFeatures(*features), choose(scores, squares))
+        return (logits, presence(scores, none)) if self.with_presence else logits
