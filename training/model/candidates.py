@@ -80,6 +80,9 @@ class CandidateFinder(nn.Module):
         pyramid = self.detector(image)
         content = content_box(image)
         found = select(self.detector.detect(pyramid), content, self.count)
+        # Duplicates are tied at a score of 0, and every runtime breaks ties in its own way: empty slots are all alike.
+        filled = is_candidate(found.scores)[..., None].to(image.dtype)
+        found = Found(found.probabilities * filled, found.squares * filled, found.scores)
         return self.describe(image, pyramid, content, found), found.squares, pyramid
 
     def at_boxes(self, image: Tensor, boxes: Tensor) -> Candidates:
@@ -114,11 +117,15 @@ class CandidateFinder(nn.Module):
             for a, b, c, d in REGIONS
         ]
         shares = torch.cat([pool(colours, part, 1, 1).flatten(2) for part in parts], 2)
-        order = torch.arange(found.scores.shape[1], device=image.device)
-        valid = (found.scores > _LEAST_SCORE) | (order == 0)
+        valid = is_candidate(found.scores)
         left, top, right, bottom = content.unbind(-1)
         aspect = (right - left) / (bottom - top)
         return Candidates(found.probabilities, to_content(squares, content), aspect, features, shares, valid)
+
+
+def is_candidate(scores: Tensor) -> Tensor:
+    """Which slots (B, N) hold a candidate, by their scores, best first; the first always does."""
+    return (scores > _LEAST_SCORE) | (torch.arange(scores.shape[1], device=scores.device) == 0)
 
 
 def pool_features(pyramid: Pyramid, squares: Tensor) -> Tensor:

@@ -24,7 +24,11 @@ class ColourNames(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W), normalized as the network's input -> (B, 12, H, W), the names' shares of each pixel."""
-        return self.output(F.relu(self.hidden(image))).softmax(1)
+        logits = self.output(F.relu(self.hidden(image)))
+        shares = (
+            logits - logits.amax(1, keepdim=True)
+        ).exp()  # a softmax over channels, which ONNX Runtime does slowly
+        return shares / shares.sum(1, keepdim=True)
 
 
 def named_colours() -> tuple[Tensor, Tensor]:
