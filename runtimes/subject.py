@@ -20,7 +20,7 @@ from runtimes import onnx_graph, quantized
 from runtimes.network import Array, DeployModule
 from runtimes.parity import Reference, check_deploy, check_storage, state_reduced
 from runtimes.probes import Probes
-from training.checkpoint import load_model, read_checkpoint, recorded, sha256
+from training.checkpoint import load_network, read_checkpoint, recorded, sha256
 from training.data.samples import Source
 from training.evaluate import Predictor, TorchPredictor, score
 from training.model import Architecture
@@ -88,7 +88,7 @@ class FloatSubject:
     """A network in float; `half`: its weights are stored as float16."""
 
     def __init__(self, checkpoint: Path, said: Mapping[str, str], *, half: bool, **given: int | None) -> None:
-        self._model = load_model(checkpoint, **given)
+        self._model = load_network(checkpoint, **given)
         self._half = half
         self._reference: Reference | None = None
         self._last: tuple[int, onnx.ModelProto] | None = None
