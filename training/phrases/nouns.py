@@ -12,8 +12,8 @@ from training.phrases.wordnet import WordNet, singulars
 
 _PLACES = word_set(
     "left right top bottom middle center centre corner side front back far near upper lower end edge background "
-    "foreground leftmost rightmost lefthand righthand most first second third fourth fifth last 1st 2nd 3rd 4th 5th one ones "
-    "closest nearest farthest furthest camera us next row half part area pic picture photo image view click"
+    "foreground leftmost rightmost lefthand righthand most first second third fourth fifth last 1st 2nd 3rd 4th 5th "
+    "one ones closest nearest farthest furthest camera us next row half part area pic picture photo image view click"
 )
 _STOPS = word_set(
     "in on with at of from to by behind near beside wearing holding sitting standing that who whose which is are was "
@@ -21,8 +21,8 @@ _STOPS = word_set(
 )
 _MODIFIERS = word_set(
     "a an the this that his her its their my your big bigger biggest small smaller smallest little tiny large larger "
-    "largest tall short long old young dark light bright all only whole full empty two three four five six some other another "
-    "black-and-white striped plain grey tan gold silver blonde blond bald"
+    "largest tall short long old young dark light bright all only whole full empty two three four five six some "
+    "other another black-and-white striped plain grey tan gold silver blonde blond bald"
 ) | frozenset(COLOURS)
 _MEASURES = word_set("piece pieces slice slices bunch pile group pair half kind bowl glass")
 _RARE = 0.03  # share of a category's commonest noun below which a noun sounds odd

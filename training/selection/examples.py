@@ -76,6 +76,7 @@ class Pool:
         mosaic: (n,) bool, whether the prompt stays true when another photo is put beside its own.
         weight: (n,) float32, how often an example is drawn, relative to the others.
         sentences: the prompts.
+        human: whether people wrote the prompts.
     """
 
     rows: Tensor
@@ -84,6 +85,7 @@ class Pool:
     aspect: Tensor
     boxes: Tensor | None
     seen: bool
+    human: bool
     mosaic: Tensor
     weight: Tensor
     sentences: list[str]
@@ -121,7 +123,7 @@ class Batch:
     targets: Tensor
 
 
-def make_pool(examples: Iterable[Example], tokenizer: Tokenizer, *, seen: bool = True) -> Pool:
+def make_pool(examples: Iterable[Example], tokenizer: Tokenizer, *, seen: bool = True, human: bool = False) -> Pool:
     """Pack examples into tensors; right candidates move to the front, and the best others fill the slots."""
     found = list(examples)
     count = len(found)
@@ -145,6 +147,7 @@ def make_pool(examples: Iterable[Example], tokenizer: Tokenizer, *, seen: bool =
         aspect=torch.tensor([one.aspect for one in found]),
         boxes=None if boxes is None else torch.from_numpy(boxes),
         seen=seen,
+        human=human,
         mosaic=torch.tensor([one.mosaic for one in found], dtype=torch.bool),
         weight=torch.tensor([one.weight for one in found]),
         sentences=sentences,
@@ -189,6 +192,8 @@ class Sampler:
         size: examples per batch.
         mosaics: share of the examples that may become mosaics which do.
         unseen: share of the examples whose appearance is dropped.
+        blanks: share of the words of human sentences that are replaced by ``blank``.
+        blank: a token that says nothing, such as that of "the".
         photos: indices of the photos that may be put into a mosaic.
     """
 
@@ -202,12 +207,15 @@ class Sampler:
         size: int = 96,
         mosaics: float = 0.35,
         unseen: float = 0.1,
+        blanks: float = 0.08,
+        blank: int = 0,
         photos: Sequence[int] = (),
     ) -> None:
         self._bank, self._pools = bank, {name: pool for name, pool in pools.items() if len(pool) and mix.get(name)}
         self._shares = torch.tensor([mix[name] for name in self._pools])
         self._shares = self._shares / self._shares.sum()
         self._size, self._mosaics, self._unseen = size, mosaics, unseen
+        self._blanks, self._blank = blanks if blank else 0.0, blank
         self._photos = torch.tensor(photos or range(len(bank)))
         self.generator = torch.Generator().manual_seed(seed)
         self._random = random.Random(seed)
@@ -257,10 +265,18 @@ class Sampler:
         return _trim(
             Batch(
                 candidates=Candidates(probabilities, boxes, aspect, features, colours, valid),
-                tokens=pool.tokens[index],
+                tokens=self._with_blanks(pool.tokens[index]) if pool.human else pool.tokens[index],
                 targets=targets,
             )
         )
+
+    def _with_blanks(self, tokens: Tensor) -> Tensor:
+        """Replace words at random, but not the marks at the start and the end."""
+        inside = (tokens != 0) & (torch.arange(tokens.shape[1]) > 0)
+        inside[:, :-1] &= tokens[:, 1:] != 0
+        inside[:, -1] = False
+        chosen = inside & (torch.rand(tokens.shape, generator=self.generator) < self._blanks)
+        return torch.where(chosen, self._blank, tokens)
 
     def _mosaic(
         self, allowed: Tensor, rows: Tensor, targets: Tensor, aspect: Tensor, boxes: Tensor

@@ -119,6 +119,7 @@ class LayoutExamples:
         kinds, scores = bank.row_class.numpy(), bank.row_score.numpy()
         self._of_kind = {k: np.flatnonzero(allowed & (kinds == k) & (scores > 0.2)) for k in range(len(CLASSES))}
         self._weak = np.flatnonzero(allowed & (scores < 0.2))
+        self._weak_of_kind = {k: np.flatnonzero(allowed & (kinds == k) & (scores < 0.3)) for k in range(len(CLASSES))}
 
     def make(self, one: PlacedLayout, rng: random.Random, *, augment: bool = True) -> Example | None:
         """Make one example; without ``augment`` only the annotated boxes take part."""
@@ -133,11 +134,16 @@ class LayoutExamples:
         rows = [self._row(kind, rng) for kind, _ in boxes]
         placed = [box for _, box in boxes]
         if augment and len(self._weak):
-            for _ in range(rng.randrange(8)):  # weak detections: shifted copies, and boxes around nothing
-                box = self._shifted(rng.choice(placed), rng) if rng.random() < 0.5 else rng.choice(self._others)[1]
-                if _iou(box, one.box) < 0.45:
+            for _ in range(rng.randrange(12)):  # weak detections: parts and shifted copies, and boxes around nothing
+                kind, box = rng.choice(boxes)
+                if rng.random() < 0.7:
+                    box = self._part(box, rng) if rng.random() < 0.6 else self._shifted(box, rng)
+                    weak = self._weak_of_kind[kind] if rng.random() < 0.7 else self._weak
+                else:
+                    box, weak = rng.choice(self._others)[1] if self._others else box, self._weak
+                if _iou(box, one.box) < 0.45 and len(weak):
                     placed.append(box)
-                    rows.append(int(rng.choice(self._weak)))
+                    rows.append(int(weak[rng.randrange(len(weak))]))
         sentence, array = one.sentence, np.array(placed, np.float32).clip(0, 1)
         if augment:
             swapped = mirror(sentence) if rng.random() < 0.5 else None
@@ -197,6 +203,15 @@ class LayoutExamples:
             other, box = rng.choice(self._others)
             if other != kind and all(_iou(box, placed) < most for _, placed in boxes):
                 boxes.append((other, box))
+
+    @staticmethod
+    def _part(box: Box, rng: random.Random) -> Box:
+        """Return a part of a box, as a detector finds the upper half of a person."""
+        left, top, right, bottom = box
+        width, height = (right - left) * rng.uniform(0.5, 1.0), (bottom - top) * rng.uniform(0.3, 0.7)
+        x = left + rng.random() * (right - left - width)
+        y = top + rng.choice((0.0, rng.random(), 1.0)) * (bottom - top - height)
+        return x, y, x + width, y + height
 
     @staticmethod
     def _shifted(box: Box, rng: random.Random) -> Box:

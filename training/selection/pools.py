@@ -32,7 +32,8 @@ MIX: Mapping[str, float] = {
 """Share of each pool in a batch."""
 _PLACES = word_set(
     "left right top bottom middle center centre corner side front back upper lower far near closest nearest farthest "
-    "first second third 2nd 3rd big bigger biggest small smaller smallest large larger largest background foreground only one"
+    "first second third 2nd 3rd big bigger biggest small smaller smallest large larger largest background foreground "
+    "only one"
 )
 _NONE_IF_MISSED = 0.25  # share of the examples whose object was not detected that ask for "none"
 _PER_PHOTO = 6  # template sentences of a photo and its mirror image, each
@@ -248,8 +249,9 @@ def training_pools(
         )
     absent = absent_examples(shots, train, _even(prompts, rng), rng, 40_000)
     pools = {"refcoco": refcoco, "flickr": flickr, "templates": true, "swapped": false, "absent": absent}
-    made = {name: make_pool(examples, tokenizer) for name, examples in pools.items()}
-    made["layouts"] = make_pool(maker.all(rng, variants), tokenizer, seen=False)
+    human = ("refcoco", "flickr")
+    made = {name: make_pool(examples, tokenizer, human=name in human) for name, examples in pools.items()}
+    made["layouts"] = make_pool(maker.all(rng, variants), tokenizer, seen=False, human=True)
     return made
 
 
