@@ -21,7 +21,7 @@ from training.selection.candidate_cache import CachedPhoto
 
 SLOTS = 32
 """Candidates an example has room for."""
-WORDS = 17
+WORDS = 20
 """Tokens of a prompt."""
 _OWN_SHARE = 0.625  # of the slots of a mosaic: the rest belongs to the other photo
 _STEP_SLOTS = (16, 24, 32)  # slots of a training step; the weakest candidates are cut, which saves time
