@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.model.boxmask import MaskFeatures
-from training.model.candidatenet import CandidateNet, choose, presence
-from training.model.selector import CandidateTokens, Words
+from training.model.boxmask import BoxMask, MaskFeatures
+from training.model.candidates import CandidateFinder
+from training.model.selector import CandidateTokens, Selector, Words, choose, presence
 
 CANDIDATES = tuple(f"candidate_{name}" for name in CandidateTokens._fields)
 MASKS = tuple(f"mask_{name}" for name in MaskFeatures._fields)
 WORDS = tuple(f"word_{name}" for name in Words._fields)
+
+
+def encode_image(
+    finder: CandidateFinder, selector: Selector, boxmask: BoxMask, image: Tensor
+) -> tuple[CandidateTokens, Tensor, MaskFeatures]:
+    """All that depends on the image alone: candidates, their boxes (B, N, 4) in the square, the masks' features."""
+    candidates, squares, pyramid = finder.find(image)
+    return selector.encode_candidates(candidates), squares, boxmask.encode(image, pyramid)
 
 
 class CandidateImageEncoder(nn.Module):
@@ -24,13 +32,13 @@ class CandidateImageEncoder(nn.Module):
     input_names = ("image",)
     output_names = (*CANDIDATES, "candidate_squares", *MASKS)
 
-    def __init__(self, model: CandidateNet) -> None:
+    def __init__(self, finder: CandidateFinder, selector: Selector, boxmask: BoxMask) -> None:
         super().__init__()
-        self.model = model
+        self.finder, self.selector, self.boxmask = finder, selector, boxmask
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(1, 3, S, S) -> the fields of `CandidateTokens`, the boxes (1, N, 4), the fields of `MaskFeatures`."""
-        candidates, squares, features = self.model.encode_image(image)
+        candidates, squares, features = encode_image(self.finder, self.selector, self.boxmask, image)
         return (*candidates, squares, *features)
 
 
@@ -40,9 +48,9 @@ class CandidateTextEncoder(nn.Module):
     input_names = ("tokens",)
     output_names = WORDS
 
-    def __init__(self, model: CandidateNet) -> None:
+    def __init__(self, selector: Selector) -> None:
         super().__init__()
-        self.selector = model.selector
+        self.selector = selector
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """(1, L) int64 -> the fields of `Words`."""
@@ -55,9 +63,9 @@ class CandidateMaskDecoder(nn.Module):
     input_names = (*CANDIDATES, "candidate_squares", *MASKS, *WORDS)
     output_names: tuple[str, ...] = ("logits",)
 
-    def __init__(self, model: CandidateNet, *, with_presence: bool = False) -> None:
+    def __init__(self, selector: Selector, boxmask: BoxMask, *, with_presence: bool = False) -> None:
         super().__init__()
-        self.selector, self.boxmask, self.with_presence = model.selector, model.boxmask, with_presence
+        self.selector, self.boxmask, self.with_presence = selector, boxmask, with_presence
         if with_presence:
             self.output_names = ("logits", "presence")
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from cris_edge.errors import CheckpointError, InputError
 from training.model.boxmask import BoxMask, MaskFeatures
+from training.model.candidatedeploy import (
+    CandidateImageEncoder,
+    CandidateMaskDecoder,
+    CandidateTextEncoder,
+    encode_image,
+)
 from training.model.candidates import CandidateFinder
-from training.model.selector import VOCABULARY, CandidateTokens, Selector, SelectorSizes
-
-if TYPE_CHECKING:
-    from training.model.candidatedeploy import CandidateImageEncoder, CandidateMaskDecoder, CandidateTextEncoder
+from training.model.selector import VOCABULARY, CandidateTokens, Selector, SelectorSizes, choose, presence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,17 +115,12 @@ class CandidateNet(nn.Module):
         """As `forward`, with the logit (P, 1) of whether the prompt means anything in the image."""
         self._check(image, tokens)
         times = len(tokens) // len(image)
-        encoded, squares, features = self.encode_image(image)
+        encoded, squares, features = encode_image(self.finder, self.selector, self.boxmask, image)
         encoded = CandidateTokens(*(tensor.repeat_interleave(times, 0) for tensor in encoded))
         features = MaskFeatures(*(tensor.repeat_interleave(times, 0) for tensor in features))
         scores, none = self.selector.match(encoded, self.selector.encode_words(tokens))
         boxes = choose(scores, squares.repeat_interleave(times, 0))
         return self.boxmask(features, boxes), presence(scores, none)
-
-    def encode_image(self, image: Tensor) -> tuple[CandidateTokens, Tensor, MaskFeatures]:
-        """All that depends on the image alone: candidates, their boxes (B, N, 4) in the square, the mask's features."""
-        candidates, squares, pyramid = self.finder.find(image)
-        return self.selector.encode_candidates(candidates), squares, self.boxmask.encode(image, pyramid)
 
     def at_size(self, input_size: int) -> CandidateNet:
         """The same weights for another input size in pixels; parameters are shared, not copied."""
@@ -138,11 +135,12 @@ class CandidateNet(nn.Module):
 
         With `with_presence`, the mask decoder also returns the logit ``presence`` (1, 1).
         """
-        from training.model.candidatedeploy import CandidateImageEncoder, CandidateMaskDecoder, CandidateTextEncoder
-
         frozen = copy.deepcopy(self).float().eval().requires_grad_(False)
-        decoder = CandidateMaskDecoder(frozen, with_presence=with_presence)
-        return CandidateImageEncoder(frozen), CandidateTextEncoder(frozen), decoder
+        return (
+            CandidateImageEncoder(frozen.finder, frozen.selector, frozen.boxmask),
+            CandidateTextEncoder(frozen.selector),
+            CandidateMaskDecoder(frozen.selector, frozen.boxmask, with_presence=with_presence),
+        )
 
     @staticmethod
     def _check(image: Tensor, tokens: Tensor) -> None:
@@ -156,17 +154,3 @@ class CandidateNet(nn.Module):
                 f"The token tensor is {tuple(tokens.shape)} for {len(image)} images; expected (prompts, length) with "
                 "the same number of prompts for each image."
             )
-
-
-def choose(scores: Tensor, squares: Tensor) -> Tensor:
-    """The box with the highest score: scores (P, N) and boxes (P, N, 4) -> (P, 4)."""
-    best = scores.argmax(1, keepdim=True)
-    places = torch.arange(scores.shape[1], device=scores.device)
-    one = (best == places).to(squares.dtype)  # (P, N); a sum, because gathering rows is not for every device
-    return torch.matmul(one[:, None], squares)[:, 0]
-
-
-def presence(scores: Tensor, none: Tensor) -> Tensor:
-    """Scores of candidates (P, N) and of none (P, 1) -> logit (P, 1) of the probability that it is one of them."""
-    most = scores.amax(1, keepdim=True)
-    return (scores - most).exp().sum(1, keepdim=True).log() + most - none

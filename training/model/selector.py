@@ -382,3 +382,17 @@ class Selector(nn.Module):
 def _differences(values: Tensor) -> Tensor:
     """(B, N) -> (B, N, N): the first candidate's value minus the second's."""
     return values[:, :, None] - values[:, None]
+
+
+def choose(scores: Tensor, squares: Tensor) -> Tensor:
+    """The box with the highest score: scores (P, N) and boxes (P, N, 4) -> (P, 4)."""
+    best = scores.argmax(1, keepdim=True)
+    places = torch.arange(scores.shape[1], device=scores.device)
+    one = (best == places).to(squares.dtype)  # (P, N); a sum, because gathering rows is not for every device
+    return torch.matmul(one[:, None], squares)[:, 0]
+
+
+def presence(scores: Tensor, none: Tensor) -> Tensor:
+    """Scores of candidates (P, N) and of none (P, 1) -> logit (P, 1) of the probability that it is one of them."""
+    most = scores.amax(1, keepdim=True)
+    return (scores - most).exp().sum(1, keepdim=True).log() + most - none

@@ -10,10 +10,9 @@ import torch
 from cris_edge.errors import CheckpointError, InputError
 from training.checkpoint import is_candidates, load_model, load_network, read_checkpoint, save_model
 from training.model import CandidateArchitecture, CandidateNet
-from training.model.candidatenet import choose, presence
 from training.model.candidates import COLOUR_FEATURES, FEATURES, Candidates
 from training.model.nanodet import CLASSES
-from training.model.selector import Selector, SelectorSizes
+from training.model.selector import Selector, SelectorSizes, choose, presence
 
 SMALL = CandidateArchitecture(
     input_size=64, word_len=8, candidates=6, width=32, layers=1, text_layers=1, heads=2, rows=50
