@@ -69,7 +69,6 @@ KNOWN_TWINS = {"qnn"}
 
 # Circles that are still to be taken apart; the list only gets shorter.
 KNOWN_CIRCLES = [
-    {"training.engine", "training.state"},
     {"training.evaluate", "training.gallery"},
 ]
 

@@ -1,4 +1,4 @@
-"""Memory of a training process on CPUs."""
+"""Memory allocation of a training process on CPUs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C
 
 
 def keep_memory() -> None:
-    """Keep freed memory in this process, where the C library can be told to.
+    """Keep freed memory in this process; does nothing without the GNU C library.
 
-    A training step allocates and frees the same large tensors again and again. By default the GNU C library returns
-    each to the system and asks for fresh, zeroed pages the next time, which costs a compact network about a fifth of
-    its step on a CPU. Elsewhere this does nothing. Call it before large tensors are made.
+    A training step allocates and frees the same large tensors repeatedly. By default, the GNU C library returns each
+    to the system and gets fresh, zeroed pages the next time, which costs a compact network about a fifth of its step
+    time on a CPU. Call this before large tensors are allocated.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in large pages
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: huge pages for large tensors
     if not sys.platform.startswith("linux"):
         return
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

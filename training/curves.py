@@ -1,4 +1,4 @@
-"""Curves of a run: ``python -m training.curves runs/tiny/metrics.jsonl curves.png``."""
+"""Plots of a run's metrics: ``python -m training.curves runs/tiny/metrics.jsonl curves.png``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 
-def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draw loss, validation, learning rate and images per second over the steps.
+def plot_metrics(metrics: Path, image: Path) -> None:
+    """Plot loss, validation scores, learning rate and images per second over the steps.
 
     Args:
-        metrics: the run's JSON Lines.
-        picture: a PNG file to write.
+        metrics: The run's JSON Lines.
+        image: PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         scores.legend()
     rate.plot(steps, [record["learning_rate"] for record in trained])
     rate.set(title="learning rate")
-    for name, label in (("images_per_second", "trained"), ("loader_images_per_second", "loader could")):
+    for name, label in (("images_per_second", "trained"), ("loader_images_per_second", "loader capacity")):
         speed.plot(steps, [record[name] for record in trained], label=label)
     speed.set(title="images per second", ylim=(0, None))
     speed.legend()
@@ -42,10 +42,10 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     for axes in (loss, scores, rate, speed):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        for step, _ in sizes:  # where the input grows
+        for step, _ in sizes:  # changes of the input size
             axes.axvline(step, color="grey", linestyle=":", linewidth=1)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(image, dpi=110)
 
 
 if __name__ == "__main__":
-    draw_curves(Path(sys.argv[1]), Path(sys.argv[2]))
+    plot_metrics(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,10 +1,9 @@
-"""``python -m training.describe FILE``: what a checkpoint is, what it lacks, and the command that exports it."""
+"""``python -m training.describe FILE``: describe a checkpoint, its problems, and the command to run next."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,19 +42,19 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint file is.
+    """Description of a checkpoint file.
 
     Attributes:
         path: The file.
-        kind: In words.
+        kind: Format and origin of the file.
         backbone: "R50", "R101", ..., or "custom".
         architecture: Of the network, with defaults for what the file does not store.
         parameters: Number of weights, running statistics not counted.
         dtypes: Floating-point dtypes of the stored tensors.
         stored: Whether the file stores word length, input size and decoder heads; if not, the values are defaults.
-        notes: Texts and numbers beside the weights: recipe, epoch, best score.
-        problems: Missing, surplus and misshapen tensors.
-        command: To run next.
+        notes: Metadata: recipe, epoch, best score.
+        problems: Missing and unexpected tensors, and wrong shapes.
+        command: The command to run next.
     """
 
     path: Path
@@ -100,16 +99,16 @@ def describe(path: Path) -> Description:
     """Describe a checkpoint file.
 
     Raises:
-        CheckpointError: It holds neither CRIS nor CLIP weights, or cannot be read.
+        CheckpointError: The file contains neither CRIS nor CLIP weights, or cannot be read.
     """
     if file_kind(path) == "archive":
-        return _describe_clip(path, read_clip(path), "CLIP's weights: a TorchScript archive as OpenAI distributes it")
+        return _describe_clip(path, read_clip(path), "CLIP weights: a TorchScript archive as distributed by OpenAI")
     content = read_checkpoint(path)
     if content.get("format") == QUANTIZED:
         return _describe_quantized(path, content)
     state = public_state(content, path)
     if "visual.layer1.0.conv1.weight" in state:
-        return _describe_clip(path, read_clip(path), "CLIP's weights: a state dict")
+        return _describe_clip(path, read_clip(path), "CLIP weights: a state dict")
     ours = content.get("format") == FORMAT
     architecture = (
         Architecture.from_dict(content["architecture"]) if ours else infer_architecture(state, path, given={})
@@ -127,16 +126,11 @@ def describe(path: Path) -> Description:
     if names and all(name.startswith("module.") for name in names):
         kind += ", saved from a data-parallel model"
     return Description(
-        path=path,
-        kind=kind,
-        backbone=_backbone(architecture),
-        architecture=architecture,
-        parameters=_parameters(state),
-        dtypes=_dtypes(state),
+        **_facts(path, kind, architecture, state),
         stored=ours,
         notes=_notes(content),
         problems=tuple(problems),
-        command=_export(path, architecture, ours) if not problems else "none: the file is not a whole CRIS checkpoint",
+        command=_export(path, architecture, ours) if not problems else "none: the checkpoint is incomplete",
     )
 
 
@@ -151,12 +145,7 @@ def _describe_clip(path: Path, clip: Mapping[str, Tensor], kind: str) -> Descrip
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             command += [f"--{option.replace('_', '-')}", text]
     return Description(
-        path=path,
-        kind=kind,
-        backbone=name,
-        architecture=architecture,
-        parameters=_parameters(clip),
-        dtypes=_dtypes(clip),
+        **_facts(path, kind, architecture, clip),
         stored=False,
         notes={},
         problems=("neck, decoder and projector are missing: train them first",),
@@ -169,12 +158,7 @@ def _describe_quantized(path: Path, content: Mapping[str, Any]) -> Description:
     states = [graph["state"] for graph in content["graphs"].values()]
     tensors = {f"{number}.{name}": tensor for number, state in enumerate(states) for name, tensor in state.items()}
     return Description(
-        path=path,
-        kind="quantized CRIS checkpoint of this project (int8)",
-        backbone=_backbone(architecture),
-        architecture=architecture,
-        parameters=_parameters(tensors),
-        dtypes=_dtypes(tensors),
+        **_facts(path, "quantized CRIS checkpoint of this project (int8)", architecture, tensors),
         stored=True,
         notes=_notes(content),
         problems=(),
@@ -182,18 +166,22 @@ def _describe_quantized(path: Path, content: Mapping[str, Any]) -> Description:
     )
 
 
+def _facts(path: Path, kind: str, architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    weights = [tensor for name, tensor in state.items() if not name.endswith(statistics)]
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values() if tensor.is_floating_point()}
+    return {
+        "path": path,
+        "kind": kind,
+        "backbone": _backbone(architecture),
+        "architecture": architecture,
+        "parameters": sum(tensor.numel() for tensor in weights),
+        "dtypes": tuple(sorted(dtypes)),
+    }
+
+
 def _backbone(architecture: Architecture) -> str:
     return _NAMES.get((architecture.vision_layers, architecture.vision_width), "custom")
-
-
-def _parameters(state: Mapping[str, Tensor]) -> int:
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return sum(math.prod(tensor.shape) for name, tensor in state.items() if not name.endswith(statistics))
-
-
-def _dtypes(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values() if tensor.is_floating_point()}
-    return tuple(sorted(kinds))
 
 
 def _notes(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Describe a file; return the exit status: 1 where it cannot be read or is not a whole checkpoint."""
+    """Describe a file; return the exit status, 1 if it is not a checkpoint."""
     options = parser().parse_args(arguments)
     try:
         found = describe(fetch(options.file))

@@ -1,4 +1,4 @@
-"""The device that PyTorch computes on, asked for by name."""
+"""The device that PyTorch computes on."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from cris_edge.errors import OptionError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return a device that is there.
+    """Return a device by name.
 
     Args:
-        name: ``auto`` takes a GPU when there is one; else ``cpu``, ``cuda``, ``cuda:1``, ...
+        name: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto`` for a GPU if available.
 
     Raises:
-        OptionError: this PyTorch has no such device here.
+        OptionError: The device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, AttributeError, ImportError):  # each kind of device has its own
+    except (RuntimeError, AssertionError, AttributeError, ImportError):  # depends on the kind of device
         raise OptionError(
-            f"--device is {name!r}, and PyTorch {torch.__version__} finds no such device here; give auto or cpu."
+            f"--device {name!r} is not available to PyTorch {torch.__version__} on this machine; use auto or cpu."
         ) from None
     return device

@@ -1,4 +1,4 @@
-"""This process among the others of a run; alone it is the only one, and the same code runs."""
+"""Processes of a distributed run; a single process runs the same code."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ logger = logging.getLogger("cris_edge.training")
 
 @dataclass(frozen=True)
 class Processes:
-    """Rank and number of processes, and the device of this one.
+    """Rank, number of processes, and device of this process.
 
     Attributes:
-        rank: number of this process; 0 writes files.
-        world: number of processes.
-        device: what this process computes on.
+        rank: Index of this process; process 0 writes the files.
+        world: Number of processes.
+        device: Device of this process.
     """
 
     rank: int
@@ -33,7 +33,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Processes:
         return value / self.world
 
     def gather(self, items: list[T]) -> list[T]:
-        """Return the items of all processes, those of the first first."""
+        """Return the items of all processes in the order of their ranks."""
         if self.world == 1:
             return items
         parts: list[list[T]] = [[] for _ in range(self.world)]
@@ -53,25 +53,25 @@ class Processes:
         return [item for part in parts for item in part]
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
 
 
 def join(device: str = "auto") -> Processes:
-    """Join the processes that ``torchrun`` started (NCCL on GPUs, gloo on CPUs), or stay alone.
+    """Join the process group of ``torchrun`` (NCCL on GPUs, gloo on CPUs), if there is one.
 
     Args:
-        device: ``auto`` takes a GPU when there is one; else ``cpu``, ``cuda``, ``cuda:1``, ...
+        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto`` for a GPU if available.
 
     Raises:
-        OptionError: there is no such device here, or fewer GPUs than processes.
+        OptionError: The device is not available, or there are fewer GPUs than processes.
     """
     rank, world, local = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
-    ours = device in ("auto", "cuda") and torch.cuda.is_available()
-    chosen = choose_device(f"cuda:{local}" if ours else device)
+    by_rank = device in ("auto", "cuda") and torch.cuda.is_available()
+    chosen = choose_device(f"cuda:{local}" if by_rank else device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world > 1:
@@ -80,6 +80,6 @@ def join(device: str = "auto") -> Processes:
 
 
 def leave() -> None:
-    """Leave the group that :func:`join` joined."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

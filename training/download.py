@@ -6,14 +6,16 @@ a revision. ``#sha256=HEX`` at the end of either states the expected checksum; t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
 import re
+import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from cris_edge.errors import CheckpointError, OptionError
 from training.checkpoint import sha256
 
 HUB = "https://huggingface.co"
-ATTEMPTS = 3  # connections per download; each continues where the one before it stopped
-TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 3  # connections per download; each continues where the previous one stopped
+TIMEOUT = 30.0  # seconds without data
 _BLOCK = 1 << 20
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _HUB_NAME = re.compile(r"(?P<owner>[\w.-]+)/(?P<name>[\w.-]+?)(?:@(?P<revision>[\w./-]+?))?/(?P<file>[\w./ -]+)")
@@ -31,7 +33,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fetch(source: str | os.PathLike[str], *, folder: Path | None = None) -> Path:
-    """Return the local path of a checkpoint, after downloading it where `source` is a URL or a hub name.
+    """Return the local path of a checkpoint; a URL or hub name is downloaded first.
 
     A downloaded file is kept in `folder` and is not downloaded again. An interrupted download continues at the next
     call. A path that exists is returned as it is.
@@ -95,7 +97,7 @@ def _expected(fragment: str, text: str) -> str | None:
 
 
 def _download(url: str, part: Path) -> str | None:
-    """Bring `part` to its whole length; return the SHA-256 that the server states, or None."""
+    """Complete the file `part`; return the SHA-256 stated by the server, or None."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return _continue(url, part)
@@ -135,11 +137,11 @@ def _continue(url: str, part: Path) -> str | None:
             etag_file.unlink(missing_ok=True)
         length = response.headers.get("Content-Length")
         with part.open("ab" if continued else "wb") as file:
-            _copy(response.read, file.write)
+            shutil.copyfileobj(response, file, _BLOCK)
             written = file.tell()
-        wanted = None if length is None else int(length) + (start if continued else 0)
-        if wanted is not None and written < wanted:
-            raise http.client.IncompleteRead(b"", wanted - written)
+        expected = None if length is None else int(length) + (start if continued else 0)
+        if expected is not None and written < expected:
+            raise http.client.IncompleteRead(b"", expected - written)
     etag_file.unlink(missing_ok=True)
     return announced
 
@@ -154,18 +156,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-class _open:
-    """A response and the checksum stated by its server, as a context manager."""
-
-    def __init__(self, request: urllib.request.Request) -> None:
-        self._redirects = _Redirects()
-        self._response = urllib.request.build_opener(self._redirects).open(request, timeout=TIMEOUT)
-
-    def __enter__(self) -> tuple[Any, str | None]:
-        return self._response, self._redirects.announced or _stated(self._response.headers)
-
-    def __exit__(self, *_: object) -> None:
-        self._response.close()
+@contextlib.contextmanager
+def _open(request: urllib.request.Request) -> Iterator[tuple[Any, str | None]]:
+    """Open a URL; yield the response and the checksum stated by its server."""
+    redirects = _Redirects()
+    with urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT) as response:
+        yield response, redirects.announced or _stated(response.headers)
 
 
 def _stated(headers: Any) -> str | None:
@@ -174,15 +170,9 @@ def _stated(headers: Any) -> str | None:
     return value if _SHA256.fullmatch(value) else None
 
 
-def _copy(read: Callable[[int], bytes], write: Callable[[bytes], int]) -> None:
-    while block := read(_BLOCK):
-        write(block)
-
-
 def _require_checksum(path: Path, expected: str | None, url: str) -> None:
-    if expected is None or sha256(path) == expected:
+    if expected is None or (found := sha256(path)) == expected:
         return
-    found = sha256(path)
     path.unlink()
     raise CheckpointError(
         f"{url} has the SHA-256 {found}, expected {expected}; the download was deleted. Check the address and the "

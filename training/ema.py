@@ -1,4 +1,4 @@
-"""Averaged weights."""
+"""Exponential moving average of weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from training.model import CRIS
 
 
 class Ema:
-    """An exponential moving average of a network's weights, itself a network.
+    """An exponential moving average of a network's weights.
 
-    The decay warms up as (1 + t) / (10 + t), so that the random start is forgotten early. Buffers (the running
+    The decay warms up as (1 + t) / (10 + t), so that the random initialization fades early. Buffers (the running
     statistics of batch norm) are averages already and are copied.
 
     Args:
-        model: the network that trains.
-        decay: of the average, per step.
+        model: The network that is trained.
+        decay: Decay per step.
+
+    Attributes:
+        model: A network with the averaged weights, in eval mode.
     """
 
     def __init__(self, model: CRIS, decay: float) -> None:
@@ -28,7 +31,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: CRIS) -> None:
-        """Take one step towards ``model``."""
+        """Update the average after a training step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], 1 - decay)
@@ -36,11 +39,11 @@ class Ema:
             mine.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and the number of updates, for a checkpoint."""
+        """Return the weights and the number of updates for a checkpoint."""
         weights: dict[str, Tensor] = self.model.state_dict()
         return {"weights": weights, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
+        """Restore the result of :meth:`state_dict`."""
         self.model.load_state_dict(state["weights"])
         self.updates = int(state["updates"])

@@ -1,7 +1,7 @@
-"""The training loop: one path for one process or many, for CPU and GPU.
+"""The training loop, for one or several processes on CPU or GPU.
 
-Everything random is a function of the seed, the step and the rank, and every other state is in the checkpoint, so that
-a run killed at any moment and resumed continues with the very losses it would have had.
+All randomness is a function of seed, step and rank, and all other state is in the checkpoint: a run that is killed at
+any time and resumed has exactly the same losses as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from training.data.transforms import Transform
 from training.distributed import Processes
 from training.ema import Ema
 from training.evaluate import TorchPredictor, score
-from training.journal import Journal, Meter
 from training.losses import Criterion
+from training.metrics_writer import Meter, MetricsWriter
 from training.model import CRIS
 from training.schedule import Schedule
 from training.state import LAST, State, find_checkpoint, restore, save_state
@@ -40,31 +40,31 @@ from training.state import LAST, State, find_checkpoint, restore, save_state
 logger = logging.getLogger("cris_edge.training")
 
 BEST = "best.pt"
-"""The weights with the best validation so far, without what a run needs to continue."""
+"""The weights with the best validation score so far, without the state to resume from."""
 
 
 class DivergedError(CrisEdgeError):
-    """The loss or a gradient is no longer a finite number."""
+    """The loss or a gradient is not finite."""
 
 
 class StoppedError(CrisEdgeError):
-    """The run was asked to stop and has written a checkpoint."""
+    """The run was interrupted and has saved a checkpoint."""
 
 
 class Trainer:
-    """Trains one run in one process of one or many.
+    """Trains a run; every process of the run has one.
 
     Args:
-        config: the run.
-        output: folder for checkpoints, metrics and the configuration.
-        processes: this process among the others.
-        resume: ``auto`` continues from ``output`` where there is a checkpoint, ``never`` refuses a folder that has
-            one, else a file.
+        config: The run.
+        output: Folder for checkpoints, metrics and the configuration; created once all inputs are checked.
+        processes: This process and the others.
+        resume: ``auto`` continues from a checkpoint in ``output`` if there is one, ``never`` raises an error in that
+            case, anything else is the path of a checkpoint.
 
     Raises:
-        OptionError: the configuration does not fit the processes, the device or the folder.
-        CheckpointError: weights or the checkpoint to continue from do not fit.
-        DataError: the data cannot be used.
+        OptionError: The configuration does not fit the processes, the device or the folder.
+        CheckpointError: Initial weights or the checkpoint to resume from do not fit.
+        DataError: The data cannot be read.
     """
 
     def __init__(self, config: RunConfig, output: Path, processes: Processes, *, resume: str = "never") -> None:
@@ -72,7 +72,7 @@ class Trainer:
         self.config, self.output, self.processes = config, output, processes
         checkpoint = find_checkpoint(output, resume)
         if not config.data.train:
-            raise OptionError("--train is missing; give a JSON Lines file, or scenes:SPLIT:LENGTH:SEED.")
+            raise OptionError("--train is missing; pass a JSON Lines file, or scenes:SPLIT:LENGTH:SEED.")
         self.source = open_source(config.data.train, by_image=config.data.sentences_per_image > 1)
         self.val = open_source(config.data.val, by_image=True) if config.data.val else None
         self.schedule = Schedule(config, len(self.source))
@@ -87,16 +87,16 @@ class Trainer:
         self.state = State()
         if checkpoint is not None:
             restore(checkpoint, self)
-        self.journal = Journal(output, config, self.state.step) if processes.first else None
+        self.writer = MetricsWriter(output, config, self.state.step) if processes.first else None
         self._stop = False
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last step; return the last metrics.
+        """Train until the last step and return the last metrics.
 
         Raises:
-            DivergedError: the loss or the gradient is not finite.
-            StoppedError: the process was interrupted or told to terminate; the checkpoint is written.
-            DataError: a sample cannot be used.
+            DivergedError: The loss or the gradient is not finite.
+            StoppedError: The process was interrupted or terminated; a checkpoint has been saved.
+            DataError: A sample cannot be read.
         """
         loop, total, state = self.config.loop, self.schedule.steps, self.state
         record: dict[str, Any] = {}
@@ -117,7 +117,7 @@ class Trainer:
                 state.norms.append(norm)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                stopping = self._stop  # read once: a signal between saving and stopping would lose the checkpoint
+                stopping = self._stop  # read once: a signal after this line waits for the next step, which saves
                 last = state.step == total or stopping
                 if state.step % loop.log_every == 0 or last:
                     record = self._record(meter)
@@ -127,13 +127,13 @@ class Trainer:
                 if state.step % loop.checkpoint_every == 0 or last:
                     self.save()
                 if stopping and state.step < total:
-                    raise StoppedError(f"stopped at step {state.step} of {total}; continue with --resume auto.")
-        if self.journal is not None:
-            self.journal.finish()
+                    raise StoppedError(f"Stopped at step {state.step} of {total}; continue with --resume auto.")
+        if self.writer is not None:
+            self.writer.finish()
         return record
 
     def save(self) -> None:
-        """Write the checkpoint from which the run continues; its ``state_dict`` is the weights to use."""
+        """Save the checkpoint to resume from; its ``state_dict`` holds the (averaged) weights."""
         if self.processes.first:
             save_state(self.output / LAST, self)
             self.state.good = self.output / LAST
@@ -141,20 +141,20 @@ class Trainer:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What every checkpoint says about itself."""
+        """Metadata of every checkpoint."""
         config = self.config
         return {"recipe": config.name, "mask_target": config.data.mask_target, "step": self.state.step}
 
     @property
     def averaged(self) -> CRIS:
-        """The weights to use: averaged ones where the run keeps them."""
+        """The network to validate and save: the averaged one where the run has an average."""
         return self.ema.model if self.ema is not None else self.model
 
     def train_step(self, micro: list[Batch]) -> tuple[float, float]:
-        """Take one optimizer step on its micro-batches; return the mean loss over processes and the gradient's norm.
+        """Take an optimizer step; return the mean loss over all processes and the norm of the gradient.
 
         Raises:
-            DivergedError: the loss or the gradient is not finite.
+            DivergedError: The loss or the gradient is not finite.
         """
         config, device = self.config, self.processes.device
         torch.manual_seed(_mix(config.loop.seed, self.state.step, self.processes.rank))  # dropout
@@ -165,7 +165,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         for number, batch in enumerate(micro):
             batch = batch.to(device, memory_format)
-            with self._exchange(number == len(micro) - 1):
+            with self._synchronize(number == len(micro) - 1):
                 with self._autocast():
                     outputs = self.network(batch.image, batch.tokens)
                 loss = self.criterion(outputs, batch, self._autocast) / len(micro)
@@ -177,9 +177,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         limit = config.optimizer.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self._trainable, limit, foreach=True)
-        # With float16 an overflow is expected now and then: the scaler leaves such a step out.
+        # Occasional overflows are expected in float16: the scaler skips such a step.
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            raise self._diverged("gradient's norm", float(norm), micro)
+            raise self._diverged("norm of the gradient", float(norm), micro)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -190,10 +190,10 @@ class Trainer:
         names = [name for batch in micro for name in batch.ids]
         shown = ", ".join(names[:64]) + (f" and {len(names) - 64} more" if len(names) > 64 else "")
         good = self.state.good
-        where = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
+        where = f"Continue from {good}, the last good checkpoint," if good else "No checkpoint was saved; start again"
         return DivergedError(
-            f"the {what} is {value} at step {self.state.step + 1}, with the samples {shown}; {where}: "
-            "continue from it with a lower --learning-rate, --clip-norm 1 or --precision float32."
+            f"The {what} is {value} at step {self.state.step + 1}, with the samples {shown}. {where} with a lower "
+            "--learning-rate, --clip-norm 1 or --precision float32."
         )
 
     def _train_mode(self) -> None:
@@ -209,8 +209,8 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.processes.device.type, dtype=getattr(torch, name))
 
-    def _exchange(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        # Gradients of all but the last micro-batch stay in this process: one exchange per step.
+    def _synchronize(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        # All-reduce the gradients only once per step, with the last micro-batch.
         if last or not isinstance(self.network, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.network.no_sync()
@@ -246,8 +246,8 @@ class Trainer:
             **meter.read(),
         }
         state.losses, state.norms = [], []
-        if self.journal is not None:
-            self.journal.write(record)
+        if self.writer is not None:
+            self.writer.write(record)
             logger.info(
                 "step %d/%d: loss %.4f; images/s: %.1f trained, %.1f loaded",
                 *(state.step, self.schedule.steps, record["loss"]),
@@ -256,21 +256,21 @@ class Trainer:
         return record
 
     def _validate(self) -> dict[str, Any]:
-        """Score the validation data, each process its share; keep the best weights."""
+        """Score the validation data, a share per process, and save the best weights."""
         assert self.val is not None
-        began, state = time.perf_counter(), self.state
+        start, state = time.perf_counter(), self.state
         size = self.schedule.size_at(state.step - 1)
         predictor = TorchPredictor(self.averaged, self.processes.device, autocast=self._autocast, input_size=size)
         shard = (self.processes.rank, self.processes.world)
         report = score(predictor, self.val, threshold=self.config.loop.threshold, shard=shard)
         report.cases = self.processes.gather(report.cases)
         scores = report.scores.to_dict()
-        seconds = round(time.perf_counter() - began, 1)
+        seconds = round(time.perf_counter() - start, 1)
         result = {"step": state.step, "size": size, "val": scores, "val_seconds": seconds}
-        if self.journal is not None:
-            self.journal.write(result)
+        if self.writer is not None:
+            self.writer.write(result)
             logger.info("step %d: validation mIoU %.2f at %d pixels", state.step, scores["mIoU"], size)
-        if size != state.best[0] or scores["mIoU"] > state.best[1]:  # scores at different sizes do not compare
+        if size != state.best[0] or scores["mIoU"] > state.best[1]:  # scores at different sizes are not comparable
             state.best = (size, scores["mIoU"])
             if self.processes.first:
                 data = {"dataset": self.val.name, "split": self.val.split}
@@ -279,7 +279,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Stop after the step in progress when asked to; not with several processes, which would stop apart."""
+        """Stop after the current step on a signal; not with several processes, which would stop at different steps."""
         if self.processes.world > 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -287,7 +287,7 @@ class Trainer:
 
         def stop(number: int, _: object) -> None:
             self._stop = True
-            signal.signal(number, before[signal.Signals(number)])  # the second time at once
+            signal.signal(number, before[signal.Signals(number)])  # a second signal stops at once
 
         try:
             for number in before:
@@ -299,7 +299,7 @@ class Trainer:
 
 
 def _mix(seed: int, step: int, rank: int) -> int:
-    """Return a seed of its own for each step and process."""
+    """Return a different seed for each step and process."""
     return (seed * 1_000_003 + step) * 65_537 + rank
 
 

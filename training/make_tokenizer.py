@@ -1,13 +1,12 @@
-"""Write `tokenizer.json`, the byte-pair encoding of CLIP, from the list of merges that CLIP was published with.
+"""Write `tokenizer.json`, CLIP's byte-pair encoding, from the list of merges that was published with CLIP.
 
-The merges (`bpe_simple_vocab_16e6.txt.gz`, MIT licence) travel inside the `open_clip_torch` wheel::
+The merges (`bpe_simple_vocab_16e6.txt.gz`, MIT licence) are part of the `open_clip_torch` wheel::
 
     pip download --no-deps open_clip_torch
     python -m training.make_tokenizer open_clip_torch-*.whl cris_edge/models/default/tokenizer.json
 
-The file that comes out is one that the `tokenizers` library loads as it is, in Python, Rust, Node, Swift or C++. It
-carries no special tokens on purpose: a sentence is what a user typed, and the start and end tokens are added around it
-by number. Same input, same bytes.
+The `tokenizers` library loads the result in Python, Rust, Node, Swift and C++. It has no special tokens on purpose:
+prompts are untrusted text, and the start and end tokens are added by id. The output is reproducible to the byte.
 """
 
 from __future__ import annotations
@@ -32,43 +31,43 @@ WORD_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def read_merges(source: Path) -> list[str]:
-    """CLIP's merges, most frequent first, each as ``"left right"``.
+    """Read CLIP's merges, most frequent first, each as ``"left right"``.
 
     Args:
-        source: the `open_clip_torch` wheel, or `bpe_simple_vocab_16e6.txt.gz` itself.
+        source: The `open_clip_torch` wheel, or `bpe_simple_vocab_16e6.txt.gz` itself.
 
     Raises:
-        ValueError: the file does not hold the merges.
+        ValueError: The file does not contain the merges.
     """
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as wheel:
             names = [name for name in wheel.namelist() if name.endswith("/" + MERGES_NAME)]
             if len(names) != 1:
-                raise ValueError(f"{source} holds {len(names)} files named {MERGES_NAME}, expected one")
+                raise ValueError(f"{source} contains {len(names)} files named {MERGES_NAME}, expected one.")
             packed = wheel.read(names[0])
     else:
         packed = source.read_bytes()
     try:
         lines = gzip.decompress(packed).decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is neither the open_clip_torch wheel nor {MERGES_NAME}: {error}") from error
+        raise ValueError(f"{source} is neither the open_clip_torch wheel nor {MERGES_NAME}: {error}.") from error
     merges = lines[1 : MERGE_COUNT + 1]  # the first line is a comment
     if len(merges) != MERGE_COUNT or any(len(merge.split(" ")) != 2 for merge in merges):
-        raise ValueError(f"{source} does not hold {MERGE_COUNT} merges of two parts each")
+        raise ValueError(f"{source} does not contain {MERGE_COUNT} merges of two parts each.")
     return merges
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 characters that stand for bytes, in the order in which CLIP numbers them.
+    """The 256 characters that represent bytes, in the order of CLIP's vocabulary.
 
-    Bytes that print stand for themselves and come first; the others follow as the code points from 256 up.
+    Printable bytes come first and represent themselves; the others follow as the code points from 256 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
 
 
 def tokenizer_document(merges: Sequence[str]) -> dict[str, Any]:
-    """The content of `tokenizer.json`: normalization, splitting, the vocabulary of 49,408 entries and the merges."""
+    """The content of `tokenizer.json`: normalization, splitting, a vocabulary of 49,408 entries, and the merges."""
     alphabet = byte_alphabet()
     words = [*alphabet, *(character + WORD_END for character in alphabet)]
     words += [merge.replace(" ", "") for merge in merges]
@@ -111,15 +110,15 @@ def tokenizer_document(merges: Sequence[str]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: the wheel (or the merges file) and the file to write."""
+    """Write the file; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.make_tokenizer", description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, help=f"the open_clip_torch wheel, or {MERGES_NAME}")
-    parser.add_argument("output", type=Path, help="the tokenizer.json to write")
+    parser.add_argument("output", type=Path, help="tokenizer.json to write")
     options = parser.parse_args(arguments)
     try:
         document = tokenizer_document(read_merges(options.source))
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     options.output.write_text(text + "\n", encoding="utf-8", newline="\n")

@@ -1,8 +1,8 @@
-"""Named runs, each a function from nothing to a :class:`~training.config.RunConfig`.
+"""Named run configurations.
 
-``r50`` and ``r101`` are the paper's (arXiv 2111.15174, section 4.1); the rest of the family is smaller numbers for the
-same code, and ``*-scenes`` trains a member of it on drawn scenes, which need no download. ``finetune`` continues any of
-them on one's own photos.
+``r50`` and ``r101`` are the paper's (arXiv 2111.15174, section 4.1). The others are smaller networks of the same
+architecture; ``*-scenes`` trains one of them on synthetic scenes, which need no download. ``finetune`` continues any of
+them on your own images.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def r50() -> RunConfig:
 
 
 def r101() -> RunConfig:
-    """CRIS-R101 as in the paper: CLIP's RN101 (23 blocks in stage three, embedding 512), and the neck of R50."""
+    """CRIS-R101 as in the paper: CLIP's RN101 (23 blocks in stage three, embedding 512) with the neck of R50."""
     architecture = Architecture(vision_layers=(3, 4, 23, 3), embed_dim=512, neck_width5=1024)
     return RunConfig(name="r101", architecture=architecture)
 
 
 def finetune() -> RunConfig:
-    """Continue any CRIS checkpoint, public or our own, on other data: ``--init FILE``, whose architecture it takes.
+    """Fine-tuning of any CRIS checkpoint, ``--init FILE``, with its architecture.
 
-    Small steps, and batch norm as it was learnt: a few hundred photos are too few for statistics of their own.
+    Small steps and frozen batch norm: a few hundred images are too few for statistics of their own.
     """
     optimizer = OptimizerConfig(
         optimizer="adamw",
@@ -48,7 +48,7 @@ def finetune() -> RunConfig:
 
 
 def ablation(contrastive: bool, decoder_layers: int) -> Callable[[], RunConfig]:
-    """Return the recipe of one row of the paper's efficiency ablation (table 2)."""
+    """Return the recipe for a row of the paper's efficiency ablation (table 2)."""
 
     def recipe() -> RunConfig:
         name = f"r50-{'' if contrastive else 'no-'}contrastive-n{decoder_layers}"
@@ -58,7 +58,7 @@ def ablation(contrastive: bool, decoder_layers: int) -> Callable[[], RunConfig]:
 
 
 def small() -> RunConfig:
-    """The largest of the compact family: 320 pixels."""
+    """The largest compact network: 320 pixels, 256 channels, three decoder layers."""
     architecture = Architecture(
         input_size=320,
         image_resolution=320,
@@ -75,7 +75,7 @@ def small() -> RunConfig:
 
 
 def tiny() -> RunConfig:
-    """The embedded model's size: 224 pixels, 128 channels, three decoder layers."""
+    """The size of the default model: 224 pixels, 128 channels, three decoder layers."""
     architecture = Architecture(
         input_size=224,
         image_resolution=224,
@@ -93,7 +93,7 @@ def tiny() -> RunConfig:
 
 
 def nano() -> RunConfig:
-    """The smallest: 224 pixels, a 12-wide stem, 64 channels, two decoder layers."""
+    """The smallest network: 224 pixels, 64 channels, a stem of width 12, two decoder layers."""
     architecture = Architecture(
         input_size=224,
         image_resolution=224,
@@ -111,7 +111,7 @@ def nano() -> RunConfig:
 
 
 def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
-    """Return the recipe that trains ``member`` on drawn scenes, sized for a few hours of two CPU cores."""
+    """Return the recipe that trains ``member`` on synthetic scenes within a few hours on two CPU cores."""
 
     def recipe() -> RunConfig:
         run = member()
@@ -165,15 +165,15 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     **{f"r50-contrastive-n{n}": ablation(True, n) for n in range(5)},
     **{f"r50-no-contrastive-n{n}": ablation(False, n) for n in range(5)},
 }
-"""Every recipe by its name on the command line."""
+"""All recipes by name."""
 
 
 def recipe(name: str) -> RunConfig:
-    """Return a named run.
+    """Return the run configuration of a recipe.
 
     Raises:
-        OptionError: there is no recipe of that name.
+        OptionError: The recipe is unknown.
     """
     if name not in RECIPES:
-        raise OptionError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}, or give a config.json.")
+        raise OptionError(f"Unknown recipe {name!r}. Available: {', '.join(RECIPES)}, or the path of a config.json.")
     return RECIPES[name]()

@@ -11,11 +11,11 @@ from training.config import RunConfig
 
 
 class Schedule:
-    """What changes over a run's steps. It has no state: a resumed run needs only the number of the step.
+    """Learning rate and input size of every step; stateless, so that resuming needs only the step.
 
     Args:
-        config: the run.
-        examples: number of training examples, which makes epochs into steps.
+        config: The run.
+        examples: Number of training examples, to convert epochs to steps.
     """
 
     def __init__(self, config: RunConfig, examples: int) -> None:
@@ -27,23 +27,23 @@ class Schedule:
         self._size_ends = [sum(shares[: i + 1]) / sum(shares) * self.steps for i in range(len(loop.sizes))]
 
     def factor(self, step: int) -> float:
-        """Return the learning rate of ``step`` (from 0) relative to the first after warm-up."""
+        """Return the learning rate of ``step`` (from 0) relative to the configured one."""
         settings = self.config.optimizer
-        began, end, peak = self._cycle(step)
-        if step - began < settings.warmup_steps:
-            return peak * (step - began + 1) / settings.warmup_steps
+        start, end, peak = self._cycle(step)
+        if step - start < settings.warmup_steps:
+            return peak * (step - start + 1) / settings.warmup_steps
         if settings.schedule == "multistep":
             epoch = step / self.per_epoch
             return settings.decay ** sum(epoch >= milestone for milestone in settings.milestones)
-        done = (step - began - settings.warmup_steps) / max(1, end - began - settings.warmup_steps)
+        done = (step - start - settings.warmup_steps) / max(1, end - start - settings.warmup_steps)
         return settings.final_scale + (peak - settings.final_scale) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def _cycle(self, step: int) -> tuple[int, int, float]:
-        """Return the first step of the cycle that ``step`` is in, the step after its last, and its highest factor."""
+        """Return the first step, the end and the highest factor of the cycle that contains ``step``."""
         settings = self.config.optimizer
-        began = max((restart for restart in settings.restarts if restart <= step), default=0)
+        start = max((restart for restart in settings.restarts if restart <= step), default=0)
         end = min((restart for restart in settings.restarts if restart > step), default=self.steps)
-        return began, min(end, self.steps), settings.restart_scale if began else 1.0
+        return start, min(end, self.steps), settings.restart_scale if start else 1.0
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set the learning rate of every group for ``step``."""
@@ -60,7 +60,7 @@ class Schedule:
 
 
 def decayed_groups(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
-    """Split optimizer groups so that vectors (biases, norms) are not decayed; remember each group's learning rate."""
+    """Split parameter groups so that vectors (biases, norms) have no weight decay; add their ``base_lr``."""
     split = []
     for group in groups:
         for vectors in (False, True):

@@ -1,7 +1,7 @@
 """Batch norm over the batches of all processes, also on CPUs.
 
-PyTorch's ``SyncBatchNorm`` refuses tensors that are not on a GPU. Here mean and variance are averaged over the
-processes by differentiable all-reduces, which gloo can do; every process must hold equally many values, and does.
+PyTorch's ``SyncBatchNorm`` takes only GPU tensors (2.13: "expected input tensor to be on GPU"). Here, mean and variance
+are averaged by differentiable all-reduces, which gloo supports. All processes have batches of the same size.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 
 class _Mean(torch.autograd.Function):
-    """The mean over all processes; every process gets it, so every process's gradient flows back to each.
+    """The mean over all processes; its gradient is the mean of the gradients of all processes.
 
-    PyTorch's own differentiable collectives are deprecated in one place and private in the other.
+    PyTorch's own differentiable collectives are either deprecated or private.
     """
 
     @staticmethod
@@ -35,14 +35,14 @@ def _mean(values: Tensor) -> Tensor:
 
 
 class _Shared(nn.modules.batchnorm._BatchNorm):
-    """Takes the class of a batch norm's instance over: its parameters, buffers and names stay."""
+    """Replaces the class of an existing batch norm, which keeps its parameters, buffers and names."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"expected at least two dimensions, got {input.ndim}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, ...) -> the same, normalized over the B of all processes in training mode."""
+        """(B, C, ...) -> the same shape, in training mode normalized over the batches of all processes."""
         if not self.training:
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
@@ -50,7 +50,7 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.ndim - 2)
         mean: Tensor = _Mean.apply(values.mean(axes))  # type: ignore[no-untyped-call]
         values = values - mean.view(shape)
-        # A second exchange: the mean of squares less the squared mean would lose half of the digits.
+        # A second all-reduce: the mean of the squares minus the squared mean would lose half of the digits.
         variance: Tensor = _Mean.apply(values.square().mean(axes))  # type: ignore[no-untyped-call]
         count = values.numel() // values.shape[1] * dist.get_world_size()
         with torch.no_grad():
@@ -66,7 +66,7 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Make every batch norm of ``model`` take its statistics over all processes, in place."""
+    """Let every batch norm of ``model`` compute its statistics over all processes, in place."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.__class__ = _Shared

@@ -1,4 +1,4 @@
-"""What a run needs to continue, and how it gets to disk and back."""
+"""The state of a run, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -6,33 +6,36 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from cris_edge.errors import CheckpointError, OptionError
 from training.checkpoint import load_public, public_state, read_checkpoint, save_model
-
-if TYPE_CHECKING:
-    from training.engine import Trainer
+from training.config import RunConfig
+from training.distributed import Processes
+from training.ema import Ema
+from training.losses import Criterion
+from training.model import CRIS
 
 logger = logging.getLogger("cris_edge.training")
 
 LAST = "last.pt"
-"""The checkpoint to continue from; as a model it is the averaged weights."""
+"""The checkpoint to resume from; loaded as a model, it has the averaged weights."""
 
 
 @dataclass
 class State:
-    """Where a run is.
+    """Progress of a run.
 
     Attributes:
-        step: optimizer steps done. Order of the data, augmentation, dropout, learning rate and input size follow from
-            it and the seed, so no sampler, schedule or generator has a state of its own.
-        best: input size and mIoU of the best validation.
-        losses: of the steps since the last line of metrics.
-        norms: of their gradients.
-        good: the last checkpoint written or read.
+        step: Optimizer steps taken. Data order, augmentation, dropout, learning rate and input size follow from it and
+            the seed, so that no sampler, schedule or generator has state.
+        best: Input size and mIoU of the best validation.
+        losses: Losses since the last line of metrics.
+        norms: Norms of the gradient since the last line of metrics.
+        good: The last checkpoint that was written or read.
     """
 
     step: int = 0
@@ -42,15 +45,36 @@ class State:
     good: Path | None = None
 
 
+class Run(Protocol):
+    """The parts of a trainer that a checkpoint holds."""
+
+    config: RunConfig
+    processes: Processes
+    model: CRIS
+    ema: Ema | None
+    criterion: Criterion
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    state: State
+
+    @property
+    def averaged(self) -> CRIS:
+        """The network to save."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Metadata to save."""
+
+
 def find_checkpoint(output: Path, resume: str) -> Path | None:
-    """Return the checkpoint to continue from, or None for a new run.
+    """Return the checkpoint to resume from, or None for a new run.
 
     Args:
-        output: folder of the run.
-        resume: ``auto``, ``never`` or a file.
+        output: Folder of the run.
+        resume: ``auto``, ``never`` or a path.
 
     Raises:
-        OptionError: there is a run in the folder, and ``resume`` is ``never``.
+        OptionError: The folder contains a run, and ``resume`` is ``never``.
     """
     last = output / LAST
     if resume == "auto":
@@ -58,46 +82,48 @@ def find_checkpoint(output: Path, resume: str) -> Path | None:
     if resume != "never":
         return Path(resume)
     if last.exists():
-        raise OptionError(f"{output} already holds a run; continue it with --resume auto, or choose another --output.")
+        raise OptionError(
+            f"{output} already contains a run; pass --resume auto to continue it, or choose another --output."
+        )
     return None
 
 
-def save_state(path: Path, trainer: Trainer) -> None:
-    """Write everything of a run to ``path``, whole or not at all; its ``state_dict`` is the averaged weights.
+def save_state(path: Path, run: Run) -> None:
+    """Atomically write the checkpoint of a run; its ``state_dict`` holds the (averaged) weights.
 
     Raises:
-        CheckpointError: it cannot be written; the file that was there stays.
+        CheckpointError: The file cannot be written; an existing file is kept.
     """
-    state, ema, adapter = trainer.state, trainer.ema, trainer.criterion.adapter
+    state, ema, adapter = run.state, run.ema, run.criterion.adapter
     content = {
         "step": state.step,
         "best": list(state.best),
         "window": [state.losses, state.norms],
-        "weights": trainer.model.state_dict() if ema is not None else None,
+        "weights": run.model.state_dict() if ema is not None else None,
         "ema_updates": ema.updates if ema is not None else 0,
         "adapter": adapter.state_dict() if adapter is not None else None,
-        "optimizer": trainer.optimizer.state_dict(),
-        "scaler": trainer.scaler.state_dict(),
-        "config": trainer.config.to_dict(),
-        "world": trainer.processes.world,
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "config": run.config.to_dict(),
+        "world": run.processes.world,
     }
-    save_model(path, trainer.averaged, **trainer.recorded, training=_plain(content))
+    save_model(path, run.averaged, **run.recorded, training=_plain(content))
 
 
-def restore(path: Path, trainer: Trainer) -> None:
-    """Continue the run that wrote ``path``; settings that differ from its own are named in the log.
+def restore(path: Path, run: Run) -> None:
+    """Restore a run from a checkpoint; changed settings are logged as warnings.
 
     Raises:
-        CheckpointError: the file holds weights alone, or another architecture.
+        CheckpointError: The file has only weights, or another architecture.
     """
     content = read_checkpoint(path)
     saved = content.get("training")
     if not isinstance(saved, dict):
         raise CheckpointError(
-            f"{path} holds weights alone and cannot be continued; start a new run from it with --init {path}."
+            f"{path} has only weights and cannot be resumed; start a new run from it with --init {path}."
         )
-    _compare(path, saved["config"], trainer.config.to_dict())
-    ema, model, adapter = trainer.ema, trainer.model, trainer.criterion.adapter
+    _compare(path, saved["config"], run.config.to_dict())
+    ema, model, adapter = run.ema, run.model, run.criterion.adapter
     averaged = public_state(content, path)
     if saved["weights"] is not None:
         model.load_state_dict(saved["weights"])
@@ -108,21 +134,19 @@ def restore(path: Path, trainer: Trainer) -> None:
         ema.updates = int(saved["ema_updates"])
     if adapter is not None and saved.get("adapter") is not None:
         adapter.load_state_dict(saved["adapter"])
-    base = [group["base_lr"] for group in trainer.optimizer.param_groups]
+    base = [group["base_lr"] for group in run.optimizer.param_groups]
     try:
-        trainer.optimizer.load_state_dict(saved["optimizer"])
+        run.optimizer.load_state_dict(saved["optimizer"])
     except ValueError as error:
-        raise CheckpointError(
-            f"{path} was trained with other groups of parameters ({error}); continue it with its own recipe."
-        ) from error
-    for group, rate in zip(trainer.optimizer.param_groups, base, strict=True):
+        raise CheckpointError(f"{path} has other parameter groups ({error}); resume it with its own recipe.") from error
+    for group, rate in zip(run.optimizer.param_groups, base, strict=True):
         group["base_lr"] = rate
-    if trainer.scaler.is_enabled() and saved["scaler"]:
-        trainer.scaler.load_state_dict(saved["scaler"])
+    if run.scaler.is_enabled() and saved["scaler"]:
+        run.scaler.load_state_dict(saved["scaler"])
     losses, norms = saved["window"]
     best = (int(saved["best"][0]), float(saved["best"][1]))
-    trainer.state = State(int(saved["step"]), best, list(losses), list(norms), path)
-    logger.info("continuing %s at step %d", path, trainer.state.step)
+    run.state = State(int(saved["step"]), best, list(losses), list(norms), path)
+    logger.info("Resuming %s at step %d", path, run.state.step)
 
 
 def _compare(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -134,14 +158,14 @@ def _compare(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
         changed = {name: value for name, value in values.items() if name in old and old[name] != value}
         if changed and group == "architecture":
             raise CheckpointError(
-                f"{path} has another architecture ({', '.join(changed)}); continue it with its own recipe and options."
+                f"{path} has another architecture ({', '.join(changed)}); resume it with its own recipe and options."
             )
         for name, value in changed.items():
-            logger.warning("%s continues with %s %r; it was %r before.", path, name, value, old[name])
+            logger.warning("%s is resumed with %s %r; it was %r before.", path, name, value, old[name])
 
 
 def _plain(value: Any) -> Any:
-    """Return tensors on the CPU and plain containers."""
+    """Move tensors to the CPU, in plain containers."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):

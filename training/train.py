@@ -1,4 +1,4 @@
-"""``python -m training.train --recipe tiny-scenes --output runs/tiny``: train a run, alone or under ``torchrun``."""
+"""``python -m training.train --recipe tiny-scenes --output runs/tiny``: train a network; ``torchrun`` works too."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# OpenMP's threads spin while they wait, and on a machine that does anything else beside (a loader worker is enough)
-# training becomes several times slower. Read when PyTorch is loaded, so set before.
+# OpenMP threads spin while they wait, which makes training several times slower as soon as anything else runs on the
+# machine, such as a loader process. PyTorch reads the variable when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -29,20 +29,20 @@ logger = logging.getLogger("cris_edge.training")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line: a few options of the command, then every field of the run."""
+    """Return the command line: options of the command, then every field of the run."""
     result = argparse.ArgumentParser(
         prog="python -m training.train",
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--recipe", required=True, help=f"a config.json, or one of {', '.join(RECIPES)}")
+    result.add_argument("--recipe", required=True, help=f"path of a config.json, or one of {', '.join(RECIPES)}")
     result.add_argument("--output", required=True, type=Path, help="folder of the run")
     result.add_argument(
         "--resume",
         default="never",
         metavar="auto|never|FILE",
-        help="auto: continue from OUTPUT where it holds a checkpoint",
+        help="auto: continue from the checkpoint in OUTPUT if there is one; FILE: from that checkpoint",
     )
     result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     for group, kind in GROUPS.items():
@@ -56,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def configure(arguments: Sequence[str] | None = None) -> tuple[RunConfig, argparse.Namespace]:
-    """Read the command line: the recipe's run with the options that were given.
+    """Parse the command line into a run and the options of the command.
 
     Raises:
-        OptionError: the recipe, a field or a value is not what it must be.
+        OptionError: The recipe, the name of a field or a value is invalid.
     """
     options = parser().parse_args(arguments)
     run = RunConfig.read(Path(options.recipe)) if options.recipe.endswith(".json") else recipe(options.recipe)
@@ -67,7 +67,7 @@ def configure(arguments: Sequence[str] | None = None) -> tuple[RunConfig, argpar
     changes: dict[str, Any] = {name: value for name, value in vars(options).items() if name not in own}
     if options.recipe == "finetune":
         if not changes.get("init"):
-            raise OptionError("--init is missing; recipe finetune continues a CRIS checkpoint on other data.")
+            raise OptionError("--init is missing; the recipe finetune needs a CRIS checkpoint to start from.")
         run = dataclasses.replace(run, architecture=architecture_of(Path(changes["init"])))
     return override(run, changes), options
 
@@ -76,7 +76,7 @@ def architecture_of(path: Path) -> Architecture:
     """Return the architecture of any CRIS checkpoint.
 
     Raises:
-        CheckpointError: the file holds none.
+        CheckpointError: The file is not a CRIS checkpoint.
     """
     content = read_checkpoint(path)
     if content.get("format") == FORMAT:
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; continue with --resume auto", file=sys.stderr)
+        print("Stopped; continue with --resume auto.", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""A run small enough to train in a test."""
+"""A run that is small enough to train in a test."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-PLACES = {"left": 16, "right": 48}
+SIDES = {"left": 16, "right": 48}
 
 
 def write_scenes(folder: Path, count: int = 10) -> Path:
-    """Two discs an image, one on each side, each named by its side; return the JSON Lines file."""
+    """Write images with two discs, one on each side, described by its side; return the JSON Lines file."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     lines = []
     for number in range(count):
         image = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
-        for side, x in PLACES.items():
+        for side, x in SIDES.items():
             mask = np.zeros((48, 64), np.uint8)
             cv2.circle(mask, (x, int(rng.integers(14, 34))), int(rng.integers(6, 12)), 255, -1)
             image[mask > 0] = rng.integers(100, 255, 3)
@@ -42,7 +42,7 @@ def write_scenes(folder: Path, count: int = 10) -> Path:
 
 @pytest.fixture(scope="session")
 def small() -> Architecture:
-    """A network with every part of CRIS, computed in milliseconds."""
+    """A network with every part of CRIS that runs in milliseconds."""
     from training.model import Architecture
 
     return Architecture(
@@ -64,13 +64,13 @@ def small() -> Architecture:
 
 @pytest.fixture(scope="session")
 def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A JSON Lines file of twenty objects in ten images."""
+    """A JSON Lines file with twenty objects in ten images."""
     return write_scenes(tmp_path_factory.mktemp("discs"))
 
 
 @pytest.fixture
 def tiny_run(discs: Path) -> Callable[..., Any]:
-    """Return a function that makes a run on the discs; keywords are fields of any group."""
+    """Return a function that makes a run on the discs; keywords set fields of any group."""
     from training.config import DataConfig, LoopConfig, OptimizerConfig, RunConfig, override
     from training.model import Architecture
 
@@ -100,7 +100,7 @@ def tiny_run(discs: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def losses() -> Callable[[Path], dict[int, float]]:
-    """Return a function that reads the loss of each step from a run's folder."""
+    """Return a function that reads the loss of each step from the folder of a run."""
 
     def read(output: Path) -> dict[int, float]:
         records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -17,14 +17,14 @@ from training.train import main
 
 
 def torchrun(arguments: list[str], processes: int = 2) -> None:
-    """Start the processes as torchrun does, without its agent."""
+    """Start processes like torchrun, without its agent."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = []
     for rank in range(processes):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, **{name: str(value) for name, value in place.items()}, "MASTER_PORT": str(port)}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+        environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, "MASTER_PORT": str(port)}
         command = [sys.executable, "-W", "error::FutureWarning", "-m", "training.train", *arguments]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for process in started:
@@ -33,7 +33,7 @@ def torchrun(arguments: list[str], processes: int = 2) -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["batch norm in eval mode", "shared batch norm"])
-def test_two_processes_train_like_one_on_the_same_global_batches(
+def test_two_processes_train_like_one(
     tiny_run: Callable[..., Any],
     losses: Callable[[Path], dict[int, float]],
     discs: Path,
@@ -48,8 +48,8 @@ def test_two_processes_train_like_one_on_the_same_global_batches(
         ema_decay=0.9,
         val=str(discs),
         validate_every=3,
-        # Adam makes a rounding error in a small gradient a whole step, and batch norm over maps of one pixel makes the
-        # step visible a few steps on: there the steps are ten times smaller, and the losses held to the same bound.
+        # Adam turns a rounding error in a small gradient into a whole step, and batch norm over maps of one pixel
+        # amplifies it within a few steps. With shared batch norm the steps are ten times smaller, for the same bound.
         learning_rate=1e-4 if frozen else 1e-5,
     )
     config = tmp_path / "run.json"
@@ -67,5 +67,5 @@ def test_two_processes_train_like_one_on_the_same_global_batches(
     scores = [[record["val"] for record in map(json.loads, part) if "val" in record] for part in lines]
     assert len(scores[0]) == 2
     for alone, together in zip(*scores, strict=True):
-        assert alone["samples"] == together["samples"] == 40  # each sentence by one process
+        assert alone["samples"] == together["samples"] == 40  # each prompt by one process
         assert together["mIoU"] == pytest.approx(alone["mIoU"], abs=1.0)

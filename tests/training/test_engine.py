@@ -28,7 +28,9 @@ def run(config: Any, output: Path) -> Trainer:
     return trainer
 
 
-def test_it_learns_which_side_is_meant(tiny_run: Callable[..., Any], discs: Path, tmp_path: Path) -> None:
+def test_training_learns_which_side_a_prompt_refers_to(
+    tiny_run: Callable[..., Any], discs: Path, tmp_path: Path
+) -> None:
     config = tiny_run(
         steps=100,
         learning_rate=5e-3,
@@ -44,14 +46,14 @@ def test_it_learns_which_side_is_meant(tiny_run: Callable[..., Any], discs: Path
     trainer = run(config, tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     scores = [record["val"]["mIoU"] for record in records if "val" in record]
-    assert scores[-1] > 58, scores  # both discs, whichever is meant, would score below 50
+    assert scores[-1] > 58, scores  # both discs at once would score below 50
     best = load_model(tmp_path / "best.pt")
     assert isinstance(best, CRIS) and best.architecture == trainer.model.architecture
     rates = [record for record in records if "loss" in record]
     assert all(record["loader_images_per_second"] > 0 and record["images_per_second"] > 0 for record in rates)
 
 
-def test_accumulation_divides_the_memory_and_not_the_batch(
+def test_accumulation_gives_the_same_losses(
     tiny_run: Callable[..., Any], losses: Callable[[Path], dict[int, float]], tmp_path: Path
 ) -> None:
     settings = {"freeze_batch_norm": True, "dropout": 0.0}
@@ -61,21 +63,21 @@ def test_accumulation_divides_the_memory_and_not_the_batch(
     assert one == pytest.approx(four, rel=1e-4)
 
 
-def test_recomputed_activations_give_the_same_losses(
+def test_gradient_checkpointing_gives_the_same_losses(
     tiny_run: Callable[..., Any], losses: Callable[[Path], dict[int, float]], tmp_path: Path
 ) -> None:
     kept = run(tiny_run(dropout=0.3, learning_rate=1e-4), tmp_path / "kept").model.state_dict()
     changes = {"dropout": 0.3, "learning_rate": 1e-4, "gradient_checkpointing": True}
     recomputed = run(tiny_run(**changes), tmp_path / "recomputed").model.state_dict()
     for name in kept:
-        if "running" in name:  # each batch counts once, though it is computed twice
+        if "running" in name:  # each batch counts once, although it is computed twice
             torch.testing.assert_close(recomputed[name], kept[name], atol=1e-3, rtol=1e-2)
     assert losses(tmp_path / "kept") == pytest.approx(losses(tmp_path / "recomputed"), rel=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch about itself
-def test_a_compiled_network_gives_the_same_losses(
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside PyTorch
+def test_compile_gives_the_same_losses(
     tiny_run: Callable[..., Any], losses: Callable[[Path], dict[int, float]], tmp_path: Path
 ) -> None:
     run(tiny_run(dropout=0.0, steps=3, learning_rate=1e-4), tmp_path / "eager")
@@ -84,7 +86,7 @@ def test_a_compiled_network_gives_the_same_losses(
 
 
 def poison(trainer: Trainer, at: int, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Make the images of step ``at`` (from 0) not a number; return what the loader called them."""
+    """Fill the images of step ``at`` (from 0) with NaN; return their ids."""
     seen: list[list[str]] = []
     step = trainer.train_step
 
@@ -99,7 +101,7 @@ def poison(trainer: Trainer, at: int, monkeypatch: pytest.MonkeyPatch) -> list[l
     return seen
 
 
-def test_a_loss_that_is_no_number_stops_with_step_samples_and_checkpoint(
+def test_a_nan_loss_reports_step_samples_and_checkpoint(
     tiny_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(tiny_run(checkpoint_every=2), tmp_path, join("cpu"))
@@ -114,20 +116,20 @@ def test_a_loss_that_is_no_number_stops_with_step_samples_and_checkpoint(
     assert Trainer(tiny_run(checkpoint_every=2), tmp_path, join("cpu"), resume="auto").state.step == 4
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_weights_move(
+def test_an_infinite_gradient_stops_before_the_weights_change(
     tiny_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(tiny_run(), tmp_path, join("cpu"))
     parameter = next(iter(trainer.model.proj.parameters()))
     parameter.register_hook(lambda gradient: gradient * torch.inf)
     before = [value.detach().clone() for value in trainer.model.parameters()]
-    with pytest.raises(DivergedError, match=r"gradient's norm is .* no checkpoint was written yet"):
+    with pytest.raises(DivergedError, match=r"norm of the gradient is .* No checkpoint was saved"):
         trainer.fit()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
-def test_the_taps_are_the_projector(tiny_run: Callable[..., Any]) -> None:
-    model = CRIS(tiny_run().architecture).train()  # batch norm sees the batch that it would have seen
+def test_project_taps_equals_the_projector(tiny_run: Callable[..., Any]) -> None:
+    model = CRIS(tiny_run().architecture).train()  # batch norm uses the statistics of the batch
     decoded, sentence = torch.randn(3, 32, 4, 4), torch.randn(3, 32)
     found, expected = project_taps(model.proj, decoded, sentence), model.proj(decoded, sentence)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -141,7 +143,7 @@ def test_the_taps_are_the_projector(tiny_run: Callable[..., Any]) -> None:
     torch.testing.assert_close(Network(model)(image, tokens)[0], model(image, tokens), atol=1e-4, rtol=1e-4)
 
 
-def test_the_losses_options_add_to_the_papers_loss() -> None:
+def test_loss_options_extend_the_papers_loss() -> None:
     logits, mask = torch.randn(2, 1, 8, 8), (torch.rand(2, 1, 8, 8) > 0.7).float()
     paper = text_to_pixel_loss(logits, mask)
     assert segmentation_loss(logits, mask) == paper
@@ -151,31 +153,31 @@ def test_the_losses_options_add_to_the_papers_loss() -> None:
     assert dice[0] < 1e-3 and dice[1] > 1
 
 
-def test_half_an_area_is_learnt_as_the_threshold() -> None:
+def test_half_an_area_is_learned_as_the_threshold() -> None:
     logits = torch.full((1, 1, 4, 4), math.log(0.35 / 0.65), requires_grad=True)
     half = torch.full((1, 1, 4, 4), 0.5)
     segmentation_loss(centred(logits, "area", 0.35), half).backward()
-    # The least loss is where inference draws the border.
+    # The loss has its minimum where inference puts the border.
     assert logits.grad is not None and logits.grad.abs().max() < 1e-6
     assert centred(logits, "nearest", 0.35) is logits
 
 
-def test_a_student_is_taught(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_distillation_trains_a_student(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     torch.manual_seed(1)
     teacher = CRIS(tiny_run(text_width=64, input_size=96).architecture)
     save_model(tmp_path / "teacher.pt", teacher)
     config = tiny_run(teacher=str(tmp_path / "teacher.pt"), steps=40, log_every=10, checkpoint_every=20)
-    trainer = run(config, tmp_path / "taught")
+    trainer = run(config, tmp_path / "student")
     assert trainer.criterion.adapter is not None
     assert trainer.criterion.adapter.weight.shape == (64, 32, 1, 1)  # type: ignore[union-attr]
-    records = [json.loads(line)["loss"] for line in (tmp_path / "taught" / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line)["loss"] for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1] < records[0]
-    assert load_model(tmp_path / "taught" / "last.pt").architecture == config.architecture  # the adapter stays behind
-    resumed = Trainer(config, tmp_path / "taught", join("cpu"), resume="auto")
+    assert load_model(tmp_path / "student" / "last.pt").architecture == config.architecture  # without the adapter
+    resumed = Trainer(config, tmp_path / "student", join("cpu"), resume="auto")
     assert torch.equal(resumed.criterion.adapter.weight, trainer.criterion.adapter.weight)  # type: ignore[union-attr]
 
 
-def test_starting_weights_are_taken_or_refused(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_initial_weights_are_loaded_or_rejected(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     first = run(tiny_run(steps=1), tmp_path / "first")
     config = tiny_run(init=str(tmp_path / "first" / "last.pt"))
     second = Trainer(config, tmp_path / "second", join("cpu"))
@@ -186,7 +188,7 @@ def test_starting_weights_are_taken_or_refused(tiny_run: Callable[..., Any], tmp
         Trainer(other, tmp_path / "third", join("cpu"))
 
 
-def test_clips_weights_fill_the_backbone(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_clip_weights_initialize_the_backbone(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     clip = CRIS(tiny_run().architecture).backbone.state_dict()
     public = to_public({name: value for name, value in clip.items() if "connect" not in name})
     torch.save(public, tmp_path / "clip.pt")
@@ -197,7 +199,7 @@ def test_clips_weights_fill_the_backbone(tiny_run: Callable[..., Any], tmp_path:
         Trainer(other, tmp_path / "other", join("cpu"))
 
 
-def test_any_checkpoint_is_continued_on_other_data_by_one_command(
+def test_finetune_continues_any_checkpoint(
     tiny_run: Callable[..., Any], discs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from training.train import main
@@ -225,7 +227,7 @@ def test_any_checkpoint_is_continued_on_other_data_by_one_command(
     assert "--init is missing" in capsys.readouterr().err
 
 
-def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint_before(
+def test_a_full_disk_is_reported_and_the_last_checkpoint_kept(
     tiny_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(tiny_run(checkpoint_every=2), tmp_path, join("cpu"))
@@ -244,7 +246,7 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint_before(
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_an_epoch_shows_every_example_once_to_one_process(accumulation: int) -> None:
+def test_an_epoch_gives_every_example_to_one_process_once(accumulation: int) -> None:
     def order(rank: int) -> Order:
         return Order(10, 4, 10, 3, lambda step: 64 + 32 * (step > 4), accumulation=accumulation, rank=rank, world=2)
 
@@ -257,7 +259,7 @@ def test_an_epoch_shows_every_example_once_to_one_process(accumulation: int) -> 
     assert list(order(1).micro_batches(7)) == parts[1][7 * accumulation :]
 
 
-def test_a_broken_sample_stops_with_its_name(tiny_run: Callable[..., Any], discs: Path, tmp_path: Path) -> None:
+def test_a_broken_sample_is_named(tiny_run: Callable[..., Any], discs: Path, tmp_path: Path) -> None:
     import cv2
 
     from tests.training.conftest import write_scenes
@@ -271,7 +273,7 @@ def test_a_broken_sample_stops_with_its_name(tiny_run: Callable[..., Any], discs
         run(tiny_run(train=str(data)), tmp_path / "other")
 
 
-def test_what_the_device_cannot_do_is_refused(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_unsupported_precision_and_batch_sizes_are_rejected(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="float16 needs a GPU"):
         run(tiny_run(precision="float16"), tmp_path)
     with pytest.raises(OptionError, match="cannot be divided among 3 processes"):
@@ -279,7 +281,7 @@ def test_what_the_device_cannot_do_is_refused(tiny_run: Callable[..., Any], tmp_
 
 
 @pytest.mark.parametrize("changes", [{"contrastive": False}, {"decoder_layers": 0}])
-def test_the_rows_of_the_ablation_train(tiny_run: Callable[..., Any], tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_ablations_train_all_parameters(tiny_run: Callable[..., Any], tmp_path: Path, changes: dict[str, Any]) -> None:
     trainer = run(tiny_run(steps=2, **changes), tmp_path)
     unused = [n for n, p in trainer.model.named_parameters() if p.requires_grad and p.grad is None]
     assert not unused  # data-parallel training would wait for them

@@ -12,7 +12,7 @@ from training.make_tokenizer import MERGE_COUNT, MERGES_NAME, byte_alphabet, mai
 
 @pytest.fixture(scope="module")
 def merges(root: Path) -> list[str]:
-    """The merges as the file in the project holds them."""
+    """The merges of the default model's tokenizer."""
     document = json.loads((root / "cris_edge/models/default/tokenizer.json").read_text(encoding="utf-8"))
     return list(document["model"]["merges"])
 
@@ -23,20 +23,20 @@ def packed(merges: list[str]) -> bytes:
     return gzip.compress("\n".join(["#version: 0.2", *merges, "more lines", "than used", ""]).encode())
 
 
-def test_the_file_in_the_project_is_what_the_script_writes(packed: bytes, root: Path, tmp_path: Path) -> None:
+def test_the_script_reproduces_the_file_of_the_default_model(packed: bytes, root: Path, tmp_path: Path) -> None:
     source, target = tmp_path / MERGES_NAME, tmp_path / "tokenizer.json"
     source.write_bytes(packed)
     assert main([str(source), str(target)]) == 0
     assert target.read_bytes() == (root / "cris_edge/models/default/tokenizer.json").read_bytes()
 
 
-def test_the_wheel_is_read_too(packed: bytes, merges: list[str], tmp_path: Path) -> None:
+def test_merges_are_read_from_the_wheel(packed: bytes, merges: list[str], tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "open_clip_torch.whl", "w") as wheel:
         wheel.writestr(f"open_clip/{MERGES_NAME}", packed)
     assert read_merges(tmp_path / "open_clip_torch.whl") == merges
 
 
-def test_vocabulary_is_clips(merges: list[str]) -> None:
+def test_the_vocabulary_is_that_of_clip(merges: list[str]) -> None:
     vocabulary = tokenizer_document(merges)["model"]["vocab"]
     assert len(merges) == MERGE_COUNT
     assert len(vocabulary) == 49408
@@ -51,7 +51,7 @@ def test_vocabulary_is_clips(merges: list[str]) -> None:
     "content",
     [b"", b"no archive", gzip.compress(b"a b\n" * 100), gzip.compress(b"a\n" * 60_000), gzip.compress(b"\xff")],
 )
-def test_other_files_are_refused(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_merges_are_rejected(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "merges.gz"
     source.write_bytes(content)
     assert main([str(source), str(tmp_path / "out.json")]) == 1
@@ -59,9 +59,9 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out.json").exists()
 
 
-def test_an_archive_without_the_merges_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_archive_without_merges_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
         wheel.writestr("a.txt", "a")
     assert main([str(tmp_path / "other.whl"), str(tmp_path / "out.json")]) == 1
     assert main([str(tmp_path / "absent.whl"), str(tmp_path / "out.json")]) == 1
-    assert "holds 0 files named" in capsys.readouterr().err
+    assert "contains 0 files named" in capsys.readouterr().err

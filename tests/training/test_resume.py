@@ -42,7 +42,7 @@ def configuration(folder: Path, run: Any) -> Path:
     return path
 
 
-def test_a_run_that_was_killed_continues_with_the_same_losses(
+def test_a_killed_run_resumes_with_the_same_losses(
     tiny_run: Callable[..., Any], losses: Callable[[Path], dict[int, float]], tmp_path: Path
 ) -> None:
     config = str(configuration(tmp_path, tiny_run(**EVERYTHING)))
@@ -53,7 +53,7 @@ def test_a_run_that_was_killed_continues_with_the_same_losses(
     metrics, deadline = broken / "metrics.jsonl", time.monotonic() + 120
     while (
         not metrics.exists() or len(metrics.read_text().splitlines()) < 4
-    ):  # after the first checkpoint, before the last
+    ):  # between the first and the last checkpoint
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -68,11 +68,11 @@ def test_a_run_that_was_killed_continues_with_the_same_losses(
         first, second = (read_checkpoint(folder / "last.pt")[name] for folder in (whole, broken))
         first, second = ((part.get("weights", part)) for part in (first, second))
         assert all(torch.equal(first[key], second[key]) for key in first)
-    assert len(metrics.read_text().splitlines()) == len(expected)  # no step twice, no torn line
+    assert len(metrics.read_text().splitlines()) == len(expected)  # no duplicate step, no incomplete line
     assert (broken / "curves.png").stat().st_size > 1000
 
 
-def test_resume_auto_begins_where_there_is_nothing_and_never_refuses_a_run(
+def test_resume_auto_starts_new_runs_and_never_rejects_existing_ones(
     tiny_run: Callable[..., Any], tmp_path: Path
 ) -> None:
     processes = join("cpu")
@@ -83,7 +83,7 @@ def test_resume_auto_begins_where_there_is_nothing_and_never_refuses_a_run(
         Trainer(tiny_run(steps=1, decoder_layers=2), tmp_path, processes, resume="auto")
 
 
-def test_weights_alone_cannot_be_continued(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_weights_without_state_cannot_be_resumed(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     from training.checkpoint import save_model
 
     trainer = Trainer(tiny_run(), tmp_path / "a", join("cpu"))
@@ -92,7 +92,7 @@ def test_weights_alone_cannot_be_continued(tiny_run: Callable[..., Any], tmp_pat
         Trainer(tiny_run(), tmp_path / "b", join("cpu"), resume=str(tmp_path / "weights.pt"))
 
 
-def test_a_checkpoint_is_a_model_of_the_averaged_weights(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_the_averaged_model(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     trainer = Trainer(tiny_run(ema_decay=0.5, steps=2), tmp_path, join("cpu"))
     trainer.fit()
     loaded = load_model(tmp_path / "last.pt").state_dict()
@@ -102,7 +102,7 @@ def test_a_checkpoint_is_a_model_of_the_averaged_weights(tiny_run: Callable[...,
     assert any(not torch.equal(loaded[name], value) for name, value in trainer.model.state_dict().items())
 
 
-def test_a_whole_group_told_to_terminate_writes_a_checkpoint(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_sigterm_to_the_process_group_saves_a_checkpoint(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     config = str(configuration(tmp_path, tiny_run(steps=100_000, workers=2, checkpoint_every=100_000)))
     output = tmp_path / "run"
     command = [sys.executable, "-m", "training.train", "--recipe", config, "--output", str(output), "--device", "cpu"]
@@ -118,10 +118,10 @@ def test_a_whole_group_told_to_terminate_writes_a_checkpoint(tiny_run: Callable[
     assert read_checkpoint(output / "last.pt")["training"]["step"] > 0
 
 
-def test_ctrl_c_writes_a_checkpoint(
+def test_ctrl_c_saves_a_checkpoint(
     tiny_run: Callable[..., Any], losses: Callable[[Path], dict[int, float]], tmp_path: Path
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)  # a shell that runs the tests in the background ignores it
+    before = signal.getsignal(signal.SIGINT)  # ignored where a shell runs the tests in the background
     config = tiny_run(checkpoint_every=1000, steps=4)
     trainer = Trainer(config, tmp_path, join("cpu"))
     step = trainer.train_step
@@ -132,7 +132,7 @@ def test_ctrl_c_writes_a_checkpoint(
         return step(micro)
 
     trainer.train_step = interrupted  # type: ignore[method-assign]
-    with pytest.raises(Exception, match="stopped at step 2 of 4"):
+    with pytest.raises(Exception, match="Stopped at step 2 of 4"):
         trainer.fit()
     assert read_checkpoint(tmp_path / "last.pt")["training"]["step"] == 2
     assert signal.getsignal(signal.SIGINT) is before

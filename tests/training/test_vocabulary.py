@@ -1,4 +1,4 @@
-"""Forgetting the words that a training never showed."""
+"""Zero embeddings for tokens that do not occur in the training data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "trained.pt"
 
 
-def test_known_sentences_mean_what_they_meant(checkpoint: Path, tmp_path: Path) -> None:
+def test_known_prompts_give_the_same_logits(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "shipped.pt"
     arguments = ["--checkpoint", str(checkpoint), "--data", DATA, "--output", str(output)]
     result = CliRunner().invoke(main, arguments)
@@ -58,7 +58,7 @@ def test_known_sentences_mean_what_they_meant(checkpoint: Path, tmp_path: Path) 
     assert not zero[sorted(seen)].any()
 
 
-def test_the_compact_form_is_smaller_and_the_same_network(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_compact_form_is_smaller_and_equivalent(checkpoint: Path, tmp_path: Path) -> None:
     plain, compact = tmp_path / "plain.pt", tmp_path / "compact.pt"
     for output, options in ((plain, []), (compact, ["--compact"])):
         arguments = ["--checkpoint", str(checkpoint), "--data", DATA, "--output", str(output), *options]
@@ -71,7 +71,7 @@ def test_the_compact_form_is_smaller_and_the_same_network(checkpoint: Path, tmp_
 
 
 @pytest.mark.parametrize("ids", [None, torch.arange(3), torch.full((10_000,), 49408)])
-def test_rows_that_belong_nowhere_are_refused(checkpoint: Path, tmp_path: Path, ids: torch.Tensor | None) -> None:
+def test_invalid_row_ids_are_rejected(checkpoint: Path, tmp_path: Path, ids: torch.Tensor | None) -> None:
     save_model(tmp_path / "compact.pt", load_model(checkpoint), compact=True)
     content = read_checkpoint(tmp_path / "compact.pt")
     if ids is not None and len(ids) > 3:
@@ -81,8 +81,11 @@ def test_rows_that_belong_nowhere_are_refused(checkpoint: Path, tmp_path: Path, 
         load_model(tmp_path / "broken.pt")
 
 
-def test_errors_have_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--checkpoint", str(tmp_path / "no.pt"), "--data", DATA, "--output", "x"], standalone_mode=False)
     assert stop.value.code == 1
     assert "does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", "no.pt", "--data", DATA, "--output", str(tmp_path / "a" / "b.pt")], standalone_mode=False)
+    assert f"the folder {tmp_path / 'a'} does not exist" in capsys.readouterr().err

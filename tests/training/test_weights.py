@@ -1,4 +1,4 @@
-"""The embedded model's float weights: what fine-tuning continues from is the model that the package carries."""
+"""The float weights for fine-tuning belong to the default model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS = "training/weights/default.pt"
 BUNDLE = "cris_edge/models/default"
 
 
-def test_they_draw_the_masks_of_the_embedded_model(root: Path) -> None:
+def test_masks_match_the_default_model(root: Path) -> None:
     model, golden = load_model(root / WEIGHTS), np.load(root / BUNDLE / "golden.npz")
     manifest = Bundle.open(root / BUNDLE).manifest
     assert (model.architecture.input_size, model.architecture.word_len) == (manifest.input_size, manifest.word_len)
@@ -25,10 +25,10 @@ def test_they_draw_the_masks_of_the_embedded_model(root: Path) -> None:
         pixels, _ = preprocess(image, manifest.input_size)
         with torch.no_grad():
             logits = model(torch.from_numpy(pixels), torch.from_numpy(tokens[None]))[0].numpy()
-        assert iou(logits > border, simulated > border) > 0.8  # what int8 moves
+        assert iou(logits > border, simulated > border) > 0.8  # int8 rounding
         assert np.corrcoef(logits.ravel(), simulated.ravel())[0, 1] > 0.95
 
 
-def test_they_say_how_they_were_made_and_weigh_little(root: Path) -> None:
+def test_metadata_and_size(root: Path) -> None:
     assert recorded(read_checkpoint(root / WEIGHTS)) == {"recipe": "tiny-scenes", "mask_target": "area"}
     assert (root / WEIGHTS).stat().st_size < 18e6

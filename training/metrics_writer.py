@@ -1,4 +1,4 @@
-"""What a run tells: JSON Lines of metrics, TensorBoard where it is installed, curves at the end."""
+"""Training metrics: JSON Lines, TensorBoard where installed, and a plot at the end."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 from cris_edge.files import naming, write_whole
 from training.config import RunConfig
-from training.curves import draw_curves
+from training.curves import plot_metrics
 from training.data.loader import Batch
 
 METRICS, CONFIG, CURVES = "metrics.jsonl", "config.json", "curves.png"
 
 
 class Meter:
-    """Images per second of the trainer and, beside it, of the loader.
+    """Throughput of training and of data loading, in images per second.
 
     Args:
-        world: processes, each of which trains as many images.
-        workers: loader processes of each.
+        world: Number of training processes.
+        workers: Number of loader processes per training process.
     """
 
     def __init__(self, world: int, workers: int) -> None:
@@ -32,32 +32,32 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new interval."""
-        self._began, self._wait, self._made, self._images = time.perf_counter(), 0.0, 0.0, 0
+        """Start a new interval."""
+        self._start, self._wait, self._loading, self._images = time.perf_counter(), 0.0, 0.0, 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time what the trainer waits for data."""
-        began = time.perf_counter()
+        """Measure the time that the trainer waits for data."""
+        start = time.perf_counter()
         yield
-        self._wait += time.perf_counter() - began
+        self._wait += time.perf_counter() - start
 
     def count(self, micro: list[Batch]) -> None:
         """Count the batches of a step."""
         self._images += sum(len(batch.ids) for batch in micro)
-        self._made += sum(batch.seconds for batch in micro)
+        self._loading += sum(batch.seconds for batch in micro)
 
     def read(self) -> dict[str, float]:
-        """Return the interval's rates and begin a new one.
+        """Return the rates of the interval and start a new one.
 
-        ``loader_images_per_second`` is what the workers could have loaded in the time they were at work; ``waiting`` is
-        the share of the time that the trainer had nothing to do.
+        ``loader_images_per_second`` is the capacity of the loader processes; ``waiting`` is the share of the time that
+        the trainer waited for them.
         """
-        seconds = time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._start
         images = self._images * self._world
         rates = {
             "images_per_second": round(images / seconds, 2),
-            "loader_images_per_second": round(self._workers * images / max(self._made, 1e-9), 2),
+            "loader_images_per_second": round(self._workers * images / max(self._loading, 1e-9), 2),
             "waiting": round(self._wait / seconds, 4),
             "seconds": round(seconds, 3),
         }
@@ -65,13 +65,13 @@ class Meter:
         return rates
 
 
-class Journal:
-    """Writes into a run's folder; only the first process has one.
+class MetricsWriter:
+    """Writes the metrics and the configuration of a run into its folder; only the first process has one.
 
     Args:
-        output: the folder, made if it is not there.
-        config: written into it, so that the run can be repeated.
-        step: from which the run continues; lines of later steps are dropped, they will be trained again.
+        output: Folder of the run; created if missing.
+        config: Configuration of the run, written to ``config.json``.
+        step: Step that the run continues from; lines of later steps are dropped.
     """
 
     def __init__(self, output: Path, config: RunConfig, step: int) -> None:
@@ -90,7 +90,7 @@ class Journal:
             self._board = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line, whose ``step`` says where it belongs."""
+        """Append a record of the step ``record["step"]``."""
         path = self._output / METRICS
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -101,14 +101,14 @@ class Journal:
                         self._board.add_scalar(f"{name}/{key}".rstrip("/"), number, record["step"])
 
     def finish(self) -> None:
-        """Draw the curves and close what is open."""
-        draw_curves(self._output / METRICS, self._output / CURVES)
+        """Plot the metrics and close TensorBoard."""
+        plot_metrics(self._output / METRICS, self._output / CURVES)
         if self._board is not None:
             self._board.close()
 
 
 def _step(line: str) -> float:
-    """Return the step of a line; a half-written one belongs to no step."""
+    """Return the step of a line; infinity for an incomplete line."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

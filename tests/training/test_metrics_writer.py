@@ -1,4 +1,4 @@
-"""What a run tells beside its JSON Lines."""
+"""TensorBoard and JSON Lines get the same metrics."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from training.journal import Journal
+from training.metrics_writer import MetricsWriter
 
 
 class Writer:
-    """Stands for TensorBoard's."""
+    """A fake of TensorBoard's SummaryWriter."""
 
     made: ClassVar[list[Writer]] = []
 
@@ -44,15 +44,15 @@ def board(monkeypatch: pytest.MonkeyPatch) -> list[Writer]:
     return Writer.made
 
 
-def test_tensorboard_is_told_the_same(board: list[Writer], tiny_run: Callable[..., Any], tmp_path: Path) -> None:
-    journal = Journal(tmp_path, tiny_run(), 4)
+def test_tensorboard_gets_the_same_metrics(board: list[Writer], tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    metrics = MetricsWriter(tmp_path, tiny_run(), 4)
     record = {
         "step": 5, "size": 64, "loss": 0.5, "learning_rate": 1e-3, "images_per_second": 2.0,
         "loader_images_per_second": 9.0,
     }  # fmt: skip
-    journal.write(record)
-    journal.write({"step": 5, "val": {"mIoU": 50.0, "oIoU": 40.0, "Pr@50": 45.0}})
-    journal.finish()
+    metrics.write(record)
+    metrics.write({"step": 5, "val": {"mIoU": 50.0, "oIoU": 40.0, "Pr@50": 45.0}})
+    metrics.finish()
     (writer,) = board
     assert writer.folder == str(tmp_path / "tensorboard") and writer.purge_step == 5 and writer.closed
     assert ("loss", 0.5, 5) in writer.scalars and ("val/mIoU", 50.0, 5) in writer.scalars
