@@ -1,7 +1,6 @@
-"""``python -m benchmarks.ablation``: the paper's ablation at compact size, trained on drawn scenes at equal budget.
+"""``python -m benchmarks.ablation``: the paper's ablation at compact size, on synthetic scenes with equal budgets.
 
-Contrastive learning on and off, decoder layers 0 to 4: does contrastive learning help, does the decoder, and where do
-more layers stop paying? Stop it at any time; the same command continues.
+Contrastive learning on and off, decoder layers 0 to 4. A stopped run resumes with the same command.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from benchmarks import paper_tables, trials
+from benchmarks.harness import to_csv
 from benchmarks.trials import Outcome, Trial
 from cris_edge.benchmark.results import table
 from cris_edge.files import write_whole
@@ -26,10 +26,10 @@ REST: tuple[Row, ...] = ((False, 2), (False, 3), (False, 4))
 
 
 def plan(recipe: str, steps: int, rows: Sequence[Row], changes: Mapping[str, Any]) -> dict[Row, Trial]:
-    """The trial of each row: the recipe with nothing changed but what the row says.
+    """The trial of each row: the recipe with `changes` and the row's own two fields.
 
     Raises:
-        OptionError: there is no such recipe or field.
+        OptionError: The recipe or a field is unknown.
     """
     return {
         (contrastive, layers): Trial(
@@ -42,17 +42,17 @@ def plan(recipe: str, steps: int, rows: Sequence[Row], changes: Mapping[str, Any
 
 
 def pairs(rows: Sequence[Row]) -> list[tuple[str, Row, Row]]:
-    """The questions that these rows answer: name, with, without."""
+    """The comparisons that these rows allow: name, row with the part, row without it."""
     known = set(rows)
-    asked = [(f"contrastive learning at n = {n}", (True, n), (False, n)) for n in range(5)]
+    every = [(f"contrastive learning at n = {n}", (True, n), (False, n)) for n in range(5)]
     for contrastive in (True, False):
         kind = "contrastive" if contrastive else "fixed kernel"
-        asked += [(f"decoder layer {n}, {kind}", (contrastive, n), (contrastive, n - 1)) for n in range(1, 5)]
-    return [(name, ours, theirs) for name, ours, theirs in asked if {ours, theirs} <= known]
+        every += [(f"decoder layer {n}, {kind}", (contrastive, n), (contrastive, n - 1)) for n in range(1, 5)]
+    return [(name, ours, theirs) for name, ours, theirs in every if {ours, theirs} <= known]
 
 
 def to_markdown(outcomes: Mapping[Row, Outcome], data: Sequence[str], command: str) -> str:
-    """The page: the table, the differences, and what to know about them."""
+    """The page: the table, the differences, and how to read them."""
     head = [
         "contrastive",
         "decoder layers n",
@@ -80,21 +80,21 @@ def to_markdown(outcomes: Mapping[Row, Outcome], data: Sequence[str], command: s
         f"`{command}`",
         trials.heading([outcome.trial for outcome in outcomes.values()]),
         table(head, rows, markdown=True),
-        "Without contrastive learning the projector's kernel is learnt, the same for every sentence: a *fixed kernel*.",
+        "Without contrastive learning the projector's kernel is the same for every prompt: a *fixed kernel*.",
         "![mIoU over the number of decoder layers](ablation.png)",
     ]
     if differences:
         parts += [
-            "## What each part brings",
+            "## The gain of each part",
             table(head_of_differences, differences, markdown=True),
-            "Intervals of 95 % by a paired bootstrap over images. One training each: another seed would move the "
+            "Intervals of 95 % by a paired bootstrap over images. One training each: another seed would change the "
             "figures too. The paper's column is the difference of its IoU for CRIS-R50 at full budget.",
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def draw(outcomes: Mapping[Row, Outcome], data: Sequence[str], picture: Path) -> None:
-    """Draw mIoU over the number of layers, with and without contrastive learning, one panel for each data."""
+def draw(outcomes: Mapping[Row, Outcome], data: Sequence[str], path: Path) -> None:
+    """Plot mIoU over the number of layers, with and without contrastive learning, one panel per data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -118,19 +118,19 @@ def draw(outcomes: Mapping[Row, Outcome], data: Sequence[str], picture: Path) ->
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("mIoU, %")
     panels[0].legend()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=110)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def _papers(ours: Row, theirs: Row) -> str:
-    """The same difference in the paper, where it has both rows."""
+    """The same difference in the paper; empty where it lacks a row."""
     known = {(row.contrastive, row.layers): row.iou for row in paper_tables.ablation() if row.dataset == "RefCOCO"}
     return f"{known[ours] - known[theirs]:+.1f}" if {ours, theirs} <= set(known) else ""
 
 
 @click.command(help=__doc__)
-@trials.options("What every row is a change of.")
-@click.option("--all", "every", is_flag=True, help="Also the rows that the paper leaves out: no contrast, n = 2 to 4.")
+@trials.options
+@click.option("--all", "every", is_flag=True, help="Add the rows that the paper leaves out: fixed kernel, n = 2 to 4.")
 def main(
     output: Path,
     recipe: str,
@@ -142,8 +142,8 @@ def main(
     results: Path,
 ) -> None:
     """Train, score, and write the table after each row."""
-    words = ["python -m benchmarks.ablation", f"--recipe {recipe} --steps {steps}", *(["--all"] if every else [])]
-    command = " ".join([*words, *trials.said(data, given)])
+    parts = ["python -m benchmarks.ablation", f"--recipe {recipe} --steps {steps}", *(["--all"] if every else [])]
+    command = " ".join([*parts, *trials.arguments(data, given)])
     rows: dict[str, Row] = {}
 
     def outcomes() -> Iterator[Outcome]:
@@ -153,13 +153,14 @@ def main(
 
     def write(known: list[Outcome]) -> str:
         found = {rows[outcome.trial.name]: outcome for outcome in known}
-        columns = {
-            outcome.trial.name: {"contrastive": int(contrastive), "decoder_layers": layers}
+        lines = [
+            {**line, "contrastive": int(contrastive), "decoder_layers": layers}
             for (contrastive, layers), outcome in found.items()
-        }
+            for line in outcome.rows()
+        ]
         page = to_markdown(found, data, command)
         results.mkdir(parents=True, exist_ok=True)
-        write_whole(results / "ablation.csv", trials.to_csv(known, columns))
+        write_whole(results / "ablation.csv", to_csv(lines))
         write_whole(results / "ablation.md", page)
         draw(found, data, results / "ablation.png")
         return page

@@ -1,14 +1,12 @@
-"""Emulator: a bundle's graphs for an NPU, run by the emulator, scored beside PyTorch and the CPU on the same pairs.
+"""``python -m benchmarks.emulator``: a bundle's NPU graphs on the emulator, scored beside PyTorch and the CPU runtimes.
 
-``python -m benchmarks.emulator --bundle DIR --checkpoint FILE --data scenes:val:50:2026``. The emulator needs seconds
-for a pair, so one sentence is asked of each image unless more are wanted; all others are asked the same.
+The emulator takes seconds per pair of image and prompt, so each image gets one prompt by default; all networks get the
+same pairs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,14 +14,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks import harness
+from benchmarks.provenance import bundle_record
+from cris_edge.benchmark.results import table
 from cris_edge.bundle import Bundle
-from cris_edge.errors import CrisEdgeError
-from cris_edge.files import write_whole
 from cris_edge.image import postprocess, preprocess
 from cris_edge.metrics import Scores, agreement, iou, overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
@@ -35,36 +35,38 @@ from training.evaluate import BundlePredictor, Predictor, TorchPredictor
 
 SIMULATED = "simulated"
 
-Given: TypeAlias = "list[tuple[NDArray[np.bool_], NDArray[np.float32]]]"
+Results: TypeAlias = "list[tuple[NDArray[np.bool_], NDArray[np.float32]]]"
+"""Mask and logits of each pair."""
 
 
 class Simulated:
-    """The quantized graphs that an NPU's binaries were made from, on the CPU.
+    """The quantized graphs from which an NPU's binaries were compiled, on the CPU.
 
     Args:
-        bundle: With such graphs.
+        bundle: A bundle with such graphs.
     """
 
     runtime, precision = SIMULATED, "integers, on the CPU"
 
     def __init__(self, bundle: Path) -> None:
         opened = Bundle.open(bundle)
-        told = json.loads((opened.path / "manifest.json").read_text(encoding="utf-8"))["npu"]["qnn"]
-        self._network = Network({name: OnCpu(opened.file(path)) for name, path in told["sources"].items()})
+        manifest = json.loads((opened.path / "manifest.json").read_text(encoding="utf-8"))
+        sources = manifest["npu"]["qnn"]["sources"]
+        self._network = Network({name: OnCpu(opened.file(path)) for name, path in sources.items()})
         self.input_size, self.word_len = opened.manifest.input_size, opened.manifest.word_len
         self.logits = self._network.logits
 
 
 @dataclass
 class Row:
-    """What one network gave.
+    """The results of one network.
 
     Attributes:
-        scores: Against the truth.
+        scores: Against the labels.
         overlaps: IoU with the masks of each reference.
         differences: Largest and mean absolute difference of logits from each reference.
-        foreground: Share of the picture, by mask.
-        seconds: Altogether.
+        foreground: Share of the image inside each mask.
+        seconds: Total time.
     """
 
     scores: Scores = field(default_factory=Scores)
@@ -73,110 +75,130 @@ class Row:
     foreground: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
-    def hold(self, name: str, mine: Given, theirs: Given) -> None:
-        """Compare with a reference."""
-        for (mask, logits), (wanted, expected) in zip(mine, theirs, strict=True):
-            self.overlaps.setdefault(name, []).append(agreement(mask, wanted))
+    def compare(self, name: str, own: Results, reference: Results) -> None:
+        """Add the agreement with a reference."""
+        for (mask, logits), (other, expected) in zip(own, reference, strict=True):
+            self.overlaps.setdefault(name, []).append(agreement(mask, other))
             difference = np.abs(logits - expected)
             self.differences.setdefault(name, []).append((float(difference.max()), float(difference.mean())))
 
     def to_dict(self) -> dict[str, Any]:
-        """Figures."""
-        told = {**self.scores.to_dict(), "seconds_per_pair": self.seconds / len(self.foreground)}
-        told["foreground"] = float(np.mean(self.foreground))
+        """Figures, ready for JSON."""
+        figures: dict[str, Any] = {**self.scores.to_dict(), "seconds_per_pair": self.seconds / len(self.foreground)}
+        figures["foreground"] = float(np.mean(self.foreground))
         for name, values in self.overlaps.items():
             largest, mean = zip(*self.differences[name], strict=True)
-            told[name] = {
+            figures[name] = {
                 "mask_iou": float(np.mean(values)),
                 "worst_mask_iou": float(np.min(values)),
                 "max_logit_difference": max(largest),
                 "mean_logit_difference": float(np.mean(mean)),
             }
-        return told
+        return figures
 
 
-def measure(predictors: Sequence[Predictor], data: str, sentences: int, threshold: float) -> list[dict[str, Any]]:
-    """Ask all the same; each is held against the first and against the graphs in integers on the CPU.
+def measure(predictors: Sequence[Predictor], data: str, prompts: int, threshold: float) -> list[dict[str, Any]]:
+    """Score all networks on the same pairs; each is compared with the first one and with the simulated one.
 
     Args:
-        predictors: By runtime.
-        data: A JSON Lines file, or drawn scenes.
-        sentences: Of each image, the first ones.
-        threshold: On the probability.
+        predictors: One per runtime.
+        data: A JSON Lines file, or ``scenes:SPLIT:LENGTH:SEED``.
+        prompts: Prompts per image, from the first on.
+        threshold: Probability threshold of the masks.
     """
     source, tokenizer = open_source(data, by_image=True), Tokenizer()
     rows = [Row() for _ in predictors]
+    references = {0, *(n for n, other in enumerate(predictors) if other.runtime == SIMULATED)}
     for index in tqdm(range(len(source)), desc="emulate", disable=None, unit="image", leave=False):
         example = source.load(index, predictors[0].input_size)
         pixels, letterbox = preprocess(example.image, predictors[0].input_size)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PromptWarning)  # long sentences are cut, as the reference cuts them
-            tokens = tokenizer(example.sentences[:sentences], length=predictors[0].word_len)
-        given: list[Given] = []
+            warnings.simplefilter("ignore", PromptWarning)  # long prompts are truncated, as in the reference
+            tokens = tokenizer(example.sentences[:prompts], length=predictors[0].word_len)
+        results: list[Results] = []
         for row, predictor in zip(rows, predictors, strict=True):
             began = perf_counter()
             logits = predictor.logits(pixels, tokens)
             row.seconds += perf_counter() - began
             masks = [postprocess(one[None], letterbox) > threshold for one in logits]
-            given.append(list(zip(masks, logits, strict=True)))
-            for place, mask in enumerate(masks):
-                truth = example.truth(place)
+            results.append(list(zip(masks, logits, strict=True)))
+            for number, mask in enumerate(masks):
+                truth = example.truth(number)
                 row.scores.add(iou(mask, truth), *overlap(mask, truth))
                 row.foreground.append(float(mask.mean()))
-        for number, row in enumerate(rows):
-            for reference in {0, *(n for n, other in enumerate(predictors) if other.runtime == SIMULATED)}:
-                row.hold(predictors[reference].runtime, given[number], given[reference])
+        for row, own in zip(rows, results, strict=True):
+            for reference in references:
+                row.compare(predictors[reference].runtime, own, results[reference])
     return [
         {"runtime": predictor.runtime, "precision": predictor.precision, **row.to_dict()}
         for predictor, row in zip(predictors, rows, strict=True)
     ]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lines of text; the masks are held against those of the first row, and of the graphs in integers."""
-    names = [name for name in dict.fromkeys((rows[0]["runtime"], SIMULATED)) if name in rows[0]]
-    lines = [f"{'':12}{'':24}{'pairs':>6}{'mIoU':>8}{'Pr@50':>8}{'covered':>9}{'s/pair':>9}"]
-    lines[0] += "".join(f"   with {name}: masks, worst, logits" for name in names)
-    for row in rows:
-        line = f"{row['runtime']:12}{row['precision']:24}{row['samples']:6}{row['mIoU']:8.2f}{row['Pr@50']:8.2f}"
-        line += f"{row['foreground']:9.4f}{row['seconds_per_pair']:9.3f}"
-        for name in names:
+def to_text(found: harness.Document, markdown: bool = False) -> str:
+    """A table of the rows, and one of their agreement with the first row and with the simulated one."""
+    rows = found["rows"]
+    names = ["", "precision", "pairs", "mIoU", "Pr@50", "foreground", "s/pair"]
+    cells = [
+        [
+            row["runtime"],
+            row["precision"],
+            str(row["samples"]),
+            *(f"{row[name]:.2f}" for name in ("mIoU", "Pr@50")),
+            f"{row['foreground']:.4f}",
+            f"{row['seconds_per_pair']:.3f}",
+        ]
+        for row in rows
+    ]
+    references = [name for name in dict.fromkeys((rows[0]["runtime"], SIMULATED)) if name in rows[0]]
+    for name in references:
+        names += [f"mean IoU with {name}", "worst", "logits differ"]
+        for row, line in zip(rows, cells, strict=True):
             held = row[name]
-            line += f"{held['mask_iou']:11.4f}{held['worst_mask_iou']:8.3f}{held['max_logit_difference']:9.3g}"
-        lines.append(line)
-    return "\n".join(lines)
+            line += [f"{held[key]:.4f}" for key in ("mask_iou", "worst_mask_iou")]
+            line.append(f"{held['max_logit_difference']:.3g}")
+    return table(names, cells, markdown=markdown)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.emulator", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--bundle", type=Path, required=True, help="exported with --runtimes ...,qnn")
-    parser.add_argument("--checkpoint", type=Path, help="that it was exported from; PyTorch in float32 comes first")
-    parser.add_argument("--other", type=Path, action="append", default=[], help="bundles whose CPU runtimes come along")
-    parser.add_argument("--data", default="scenes:val:50:2026", help="a JSON Lines file, or scenes:SPLIT:LENGTH:SEED")
-    parser.add_argument("--sentences", type=int, default=1, help="of each image (default: 1)")
-    parser.add_argument("--device", default="emulator", help="emulator or NPU")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON to this file")
-    options = parser.parse_args(arguments)
-    try:
+@click.command(help=__doc__)
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Exported with --runtimes ...,qnn.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Its checkpoint: adds PyTorch in float32, first.")
+@click.option(
+    "--other", type=click.Path(path_type=Path), multiple=True, help="Bundle whose CPU runtimes are added too."
+)
+@click.option(
+    "--data", default="scenes:val:50:2026", show_default=True, help="FILE.jsonl, or scenes:SPLIT:LENGTH:SEED."
+)
+@click.option("--sentences", "prompts", type=click.IntRange(min=1), default=1, show_default=True, help="Per image.")
+@click.option("--device", default="emulator", show_default=True, help="emulator or NPU.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
+def main(
+    bundle: Path,
+    checkpoint: Path | None,
+    other: tuple[Path, ...],
+    data: str,
+    prompts: int,
+    device: str,
+    output: Path | None,
+) -> None:
+    """Run the command line."""
+
+    def measured() -> harness.Document:
         torch.set_num_threads(1)
+        opened = bundle_record(bundle)
         predictors: list[Predictor] = []
-        if options.checkpoint is not None:
-            predictors.append(TorchPredictor(load_model(options.checkpoint)))
-        for bundle in (options.bundle, *options.other):
-            for runtime in Bundle.open(bundle).manifest.runtimes:
+        if checkpoint is not None:
+            predictors.append(TorchPredictor(load_model(checkpoint)))
+        for path in (bundle, *other):
+            for runtime in Bundle.open(path).manifest.runtimes:
                 if runtime != "qnn":
-                    predictors.append(BundlePredictor(bundle, runtime, threads=1))
-        npu = BundlePredictor(options.bundle, "qnn", device=options.device)
-        rows = measure([*predictors, Simulated(options.bundle), npu], options.data, options.sentences, npu.threshold)
-    except (CrisEdgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if options.output:
-        write_whole(options.output, json.dumps(rows, indent=2) + "\n")
-    print(table(rows))
-    return 0
+                    predictors.append(BundlePredictor(path, runtime, threads=1))
+        npu = BundlePredictor(bundle, "qnn", device=device)
+        rows = measure([*predictors, Simulated(bundle), npu], data, prompts, npu.threshold)
+        return {"data": data, "bundles": [opened], "rows": rows}
+
+    harness.conclude(measured, to_text, output=output, markdown=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

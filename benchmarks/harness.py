@@ -1,27 +1,35 @@
-"""What the measuring commands share: their options, their progress, and how figures are written down."""
+"""Shared by the measuring commands: options, worker processes, result files and the format of figures."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
 import click
 
-from cris_edge.benchmark.rounds import LatencySamples
-from cris_edge.benchmark.spread import Spread, ratio
+from cris_edge.benchmark.results import busy, device, load_average
+from cris_edge.benchmark.rounds import Progress
+from cris_edge.benchmark.spread import Spread
+from cris_edge.benchmark.worker import Worker
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import write_whole
 
+RESULTS = Path(__file__).parent / "results"
+
 Command = TypeVar("Command", bound=Callable[..., Any])
-Found = TypeVar("Found")
+Document = dict[str, Any]
+"""A result file: ``machine``, ``load_before``, ``failures``, and what the command measured."""
 
 
 def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Decorators as one, in the order in which they would stand above a function."""
+    """One decorator for several, applied in the order in which they would stand above a function."""
 
     def add(command: Command) -> Command:
         for decorate in reversed(decorators):
@@ -31,25 +39,55 @@ def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
     return add
 
 
-written = together(
-    click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write."),
-    click.option("--markdown", is_flag=True, help="Tables for a page."),
-)
-"""The options of `conclude`."""
-
-
 def options(*, seconds: float, runs: int = 50) -> Callable[[Command], Command]:
-    """The options of commands that take turns, and `written`; `seconds` and `runs` are their defaults."""
+    """The options of commands that measure in interleaved rounds; `seconds` and `runs` are their defaults."""
     return together(
-        click.option("--threads", type=click.IntRange(min=1), help="Of all of them.  [default: the physical cores]"),
-        click.option("--runs", default=runs, show_default=True, help="Turns of each at least."),
-        click.option("--seconds", default=seconds, show_default=True, help="For each, about."),
-        written,
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each.  [default: physical cores]"),
+        click.option("--runs", default=runs, show_default=True, help="Minimum number of runs of each."),
+        click.option("--seconds", default=seconds, show_default=True, help="Approximate time for each."),
+        click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write."),
+        click.option("--markdown", is_flag=True, help="Print Markdown tables."),
     )
 
 
+class Workers(ExitStack):
+    """Worker processes that are measured together, closed on exit.
+
+    Attributes:
+        workers: Those that started.
+        failures: A ``case`` and an ``error`` for each that did not, and for whatever else failed.
+        load_before: Load average before the first one started; None where the system has none.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self.workers: list[Worker] = []
+        self.failures: list[dict[str, str]] = []
+        self.load_before = load_average()
+        self._progress = progress
+
+    def start(self, entry: str, arguments: Mapping[str, Any], label: str) -> Worker | None:
+        """Start a worker; None, with an entry in `failures`, where it cannot start."""
+        self._progress(f"loading {label}")
+        try:
+            worker = self.enter_context(Worker(entry, arguments, label))
+        except CrisEdgeError as error:
+            self.failed(label, error)
+            return None
+        self.workers.append(worker)
+        return worker
+
+    def failed(self, case: str, error: CrisEdgeError) -> None:
+        """Record a failure."""
+        self.failures.append({"case": case, "error": str(error)})
+
+    def document(self, **found: Any) -> Document:
+        """The result file's content: the machine, `found`, and the failures."""
+        return {"machine": device(), "load_before": self.load_before, **found, "failures": self.failures}
+
+
 def timed(run: Callable[[], object], count: int) -> list[float]:
-    """Seconds of `count` calls, after one that does not count: it fills the caches and starts the threads."""
+    """Seconds of `count` calls, after one that does not count: it fills the caches."""
     seconds = []
     for _ in range(count + 1):
         began = perf_counter()
@@ -58,58 +96,60 @@ def timed(run: Callable[[], object], count: int) -> list[float]:
     return seconds[1:]
 
 
-def tell(line: str) -> None:
-    """Progress, where somebody looks."""
+def progress(line: str) -> None:
+    """Show a line of progress where stderr is a terminal."""
     if sys.stderr.isatty():
         click.echo(f"\r\033[K{line[:78]}", err=True, nl=False)
 
 
 def conclude(
-    measure: Callable[[], Found],
+    measure: Callable[[], Document],
+    to_text: Callable[[Document, bool], str],
     *,
-    to_dict: Callable[[Found], dict[str, Any]],
-    to_text: Callable[[Found, bool], str],
     output: Path | None,
     markdown: bool,
 ) -> None:
-    """Measure, write the JSON file where one is wanted, and print the tables; an error of ours ends with status 1."""
+    """Measure, write the JSON file, and print the tables; exit with status 1 on an error."""
     try:
         found = measure()
-    except CrisEdgeError as error:
+        progress("")
+        if output is not None:
+            write_json(output, found)
+    except (CrisEdgeError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
-    tell("")
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, json.dumps(to_dict(found), indent=1) + "\n")
     click.echo(to_text(found, markdown))
 
 
-def against_plain(rows: Sequence[dict[str, Any]], gathered: Sequence[LatencySamples], kind: tuple[str, ...]) -> None:
-    """Add to each row its seconds, and how many times faster it is than the form "plain" of the same `kind`.
-
-    Args:
-        rows: Each with a "form"; of each kind, "plain" comes first.
-        gathered: What was measured of each.
-        kind: Names of the fields in which a row and its plain form agree.
-    """
-    plain: dict[tuple[Any, ...], list[list[float]]] = {}
-    for row, turns in zip(rows, gathered, strict=True):
-        blocks, own = turns.of("whole"), tuple(row[name] for name in kind)
-        if row["form"] == "plain":
-            plain[own] = blocks
-        row["seconds"] = Spread.of(blocks).to_dict()
-        row["times_faster_than_plain"] = ratio(blocks, plain[own]) if own in plain else None
+def write_json(path: Path, found: Any) -> None:
+    """Write a result file, and its folder where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
-def milliseconds(spread: Spread | dict[str, Any] | None) -> str:
-    """A median with half the width of its interval; nothing where nothing was measured."""
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as CSV, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def closing(found: Document) -> list[str]:
+    """Paragraphs for the end of a page: what failed, and whether the machine was busy."""
+    failures = [f"failed: {failure['case']}: {failure['error']}" for failure in found["failures"]]
+    return [*failures, *busy(found["load_before"])]
+
+
+def milliseconds(spread: Spread | Mapping[str, float] | None) -> str:
+    """The median and half the width of its interval; empty where nothing was measured."""
     if spread is None:
         return ""
-    told = spread if isinstance(spread, dict) else spread.to_dict()
-    return f"{1e3 * told['median']:.2f} ±{500 * (told['high'] - told['low']):.2f}"
+    seconds = spread.to_dict() if isinstance(spread, Spread) else spread
+    return f"{1e3 * seconds['median']:.2f} ±{500 * (seconds['high'] - seconds['low']):.2f}"
 
 
-def times(found: dict[str, float] | None) -> str:
-    """A ratio with its interval; nothing where there was nothing to compare with."""
-    return f"{found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})" if found else ""
+def times(ratio: Mapping[str, float] | None) -> str:
+    """A ratio and its interval; empty where there was nothing to compare with."""
+    return f"{ratio['ratio']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else ""

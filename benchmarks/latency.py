@@ -1,13 +1,12 @@
 """``python -m benchmarks.latency``: bundles against PyTorch and against plain exports of the same checkpoint.
 
-Everything runs in the same minutes, interleaved, each in its own process, with the same threads, on the same image;
-ratios are of medians of the same rounds. Where PyTorch is compared with, it is the faster one of its memory formats.
+Each runs in a process of its own with the same number of threads on the same image, in interleaved rounds. Ratios are
+of medians over the same rounds, against the faster of PyTorch's memory formats.
 """
 
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ import click
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.harness import Document, Workers
+from benchmarks.provenance import bundle_record, checkpoint_record
 from cris_edge.backends import registry
-from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.results import table
 from cris_edge.benchmark.rounds import LatencySamples, Progress, interleave
 from cris_edge.benchmark.runner import PROMPT, synthetic_image
 from cris_edge.benchmark.spread import Spread, ratio
@@ -34,9 +35,10 @@ PEERS = (
     "onnxruntime-plain",
     "openvino-plain",
 )
-EAGER = ("pytorch", "pytorch-channels-last")  # the base of the ratios is the faster of these
+EAGER = ("pytorch", "pytorch-channels-last")  # ratios are against the faster of these
 OURS = "bundle"
-NETWORK = ("network", "image_encoder", "text_encoder", "mask_decoder")  # stages that are not pre- or postprocessing
+NETWORK = ("network", "image_encoder", "text_encoder", "mask_decoder")  # stages other than pre- and postprocessing
+PLAIN = {"onnxruntime-plain": "convolution", "openvino-plain": "product"}  # and the last convolution's form in each
 
 
 @dataclass
@@ -44,13 +46,13 @@ class Entry:
     """One peer or bundle.
 
     Attributes:
-        name: Of the peer; "bundle" for ours.
-        label: For people.
-        info: What really runs.
-        turns: What was measured.
-        memory: Peak of the process, and what was resident at the end, in bytes.
-        difference: Largest difference of a logit from PyTorch's in float32.
-        path: Of the bundle.
+        name: Name of the peer; "bundle" for a bundle.
+        label: Name for tables.
+        info: Runtime, version, device, precision and threads that really ran.
+        turns: Latency samples.
+        memory: Peak of the process and resident memory at the end, bytes.
+        difference: Largest absolute difference of a logit from PyTorch's in float32.
+        path: Folder of the bundle.
     """
 
     name: str
@@ -62,12 +64,12 @@ class Entry:
     path: str | None = None
 
     def spread(self, stage: str) -> Spread:
-        """Of one stage."""
+        """Seconds of one stage."""
         return Spread.of(self.turns.of(stage))
 
     @property
     def overhead(self) -> float:
-        """Share of the whole that is not the network: the median over the turns."""
+        """Share of the time spent outside the network: the median over the samples."""
         shares = [
             1 - sum(turn[stage] for stage in NETWORK if stage in turn) / turn["whole"]
             for block in self.turns.blocks
@@ -78,112 +80,103 @@ class Entry:
 
 @dataclass
 class Comparison:
-    """Everything that was measured in one run."""
+    """Everything that one run measured.
 
-    machine: dict[str, Any]
+    Attributes:
+        entries: Peers and bundles.
+        macs: Multiply-accumulates of each plain export.
+        document: The other fields of the result file.
+    """
+
     entries: list[Entry]
-    failures: list[dict[str, str]]
-    macs: dict[str, int]
-    load_before: float | None
+    macs: dict[str, int] = field(default_factory=dict)
+    document: Document = field(default_factory=dict)
 
     @property
     def base(self) -> Entry | None:
-        """PyTorch eager in float32, in its better memory format; None where it was left out."""
+        """PyTorch eager in float32, in its faster memory format; None where it was left out."""
         eager = [entry for entry in self.entries if entry.name in EAGER]
         return min(eager, key=lambda entry: entry.spread("whole").median, default=None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def to_dict(self) -> Document:
+        """Everything, ready for JSON."""
         base = self.base
         return {
-            "machine": self.machine,
-            "load_before": self.load_before,
+            **self.document,
             "plain_macs": self.macs,
             "base": base.label if base else None,
-            "failures": self.failures,
             "entries": [
                 {
                     "name": entry.name,
                     "label": entry.label,
-                    "path": Path(entry.path).name if entry.path else None,  # where it lies is nobody's business
+                    "path": Path(entry.path).name if entry.path else None,  # parents are nobody's business
                     "info": {name: value for name, value in entry.info.items() if name != "path"},
                     "seconds": {stage: spread.to_dict() for stage, spread in entry.turns.spreads().items()},
                     "memory": entry.memory,
                     "largest_difference_of_a_logit": entry.difference,
                     "share_outside_the_network": entry.overhead,
-                    "against_pytorch": self.against(base, entry) if base else None,
-                    "against_plain": self.against(plain, entry) if (plain := self._plain(entry)) else None,
+                    "against_pytorch": against(base, entry) if base else None,
+                    "against_plain": against(plain, entry) if (plain := self._plain(entry)) else None,
                 }
                 for entry in self.entries
             ],
         }
 
-    def against(self, base: Entry, entry: Entry) -> dict[str, Any]:
-        """How many times faster `entry` does the whole job, and the next sentence, than `base` the whole job."""
-        theirs = base.turns.of("whole")
-        peaks = entry.memory.get("peak"), base.memory.get("peak")
-        return {
-            "whole": ratio(entry.turns.of("whole"), theirs),
-            "next": ratio(entry.turns.of("next"), theirs),
-            "memory": peaks[0] / peaks[1] if peaks[0] and peaks[1] else None,
-        }
-
     def _plain(self, entry: Entry) -> Entry | None:
-        """The plain export in the same runtime and precision."""
-        kind = (entry.info["runtime"], entry.info["precision"])
-        plain = [
-            other
-            for other in self.entries
-            if other.name.endswith("-plain") and (other.name.removesuffix("-plain"), other.info["precision"]) == kind
-        ]
-        return plain[0] if plain and entry.name == OURS else None
+        """The plain export in the same runtime and precision; None for entries that are no bundle."""
+        kind = (f"{entry.info['runtime']}-plain", entry.info["precision"])
+        plain = (other for other in self.entries if (other.name, other.info["precision"]) == kind)
+        return next(plain, None) if entry.name == OURS else None
 
-    def to_text(self, markdown: bool = False) -> str:
-        """Tables for people."""
-        machine, base = self.machine, self.base
-        head = (
-            f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; "
-            f"{', '.join(machine['instruction_sets'])}\nRatios are against {base.label if base else 'nothing'}."
-        )
-        names = [
-            "one image, one sentence",
-            "threads",
-            "turns",
-            "ms",
-            "times faster",
-            "next sentence, ms",
-            "times faster",
-        ]
-        rows = [self._row(entry, base) for entry in self.entries]
-        parts = [head, table([*names, "not network", "peak, MB", "share", "logits differ"], rows, markdown=markdown)]
-        rearranged = [
-            [entry.label, harness.times(found["whole"]), harness.times(found["next"])]
-            for entry in self.entries
-            if (plain := self._plain(entry))
-            for found in [self.against(plain, entry)]
-        ]
-        if rearranged:
-            names = ["against the plain export in the same runtime", "one sentence", "next sentence"]
-            parts.append(table(names, rearranged, markdown=markdown))
-        parts += [f"failed: {failure['case']}: {failure['error']}" for failure in self.failures]
-        return "\n\n".join([*parts, *busy(self.load_before)])
 
-    def _row(self, entry: Entry, base: Entry | None) -> list[str]:
-        found = self.against(base, entry) if base else None
-        peak = entry.memory.get("peak")
-        return [
-            entry.label,
-            str(entry.info.get("threads") or ""),
-            str(len(entry.turns)),
-            harness.milliseconds(entry.spread("whole")),
-            harness.times(found and found["whole"]),
-            harness.milliseconds(entry.spread("next")),
-            harness.times(found and found["next"]),
-            f"{entry.overhead:.1%}",
-            f"{peak / 1e6:.0f}" if peak else "",
-            f"{found['memory']:.2f}" if found and found["memory"] else "",
-            "" if entry.difference is None else f"{entry.difference:.2g}",
-        ]
+def against(base: Entry, entry: Entry) -> dict[str, Any]:
+    """How many times faster `entry` is than all of `base`'s work, for one image and for its next prompt."""
+    theirs = base.turns.of("whole")
+    peaks = entry.memory.get("peak"), base.memory.get("peak")
+    return {
+        "whole": ratio(entry.turns.of("whole"), theirs),
+        "next": ratio(entry.turns.of("next"), theirs),
+        "memory": peaks[0] / peaks[1] if peaks[0] and peaks[1] else None,
+    }
+
+
+def to_text(found: Document, markdown: bool = False) -> str:
+    """Tables of a result file."""
+    machine, entries = found["machine"], found["entries"]
+    head = (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; "
+        f"{', '.join(machine['instruction_sets'])}\nRatios are against {found['base'] or 'nothing'}."
+    )
+    names = ["one image, one prompt", "threads", "runs", "ms", "times faster", "next prompt, ms", "times faster"]
+    names += ["not network", "peak, MB", "share", "logits differ"]
+    parts = [head, table(names, [_row(entry) for entry in entries], markdown=markdown)]
+    rearranged = [
+        [entry["label"], harness.times(plain["whole"]), harness.times(plain["next"])]
+        for entry in entries
+        if (plain := entry["against_plain"])
+    ]
+    if rearranged:
+        names = ["against the plain export in the same runtime", "one prompt", "next prompt"]
+        parts.append(table(names, rearranged, markdown=markdown))
+    return "\n\n".join([*parts, *harness.closing(found)])
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    ratios = entry["against_pytorch"] or dict.fromkeys(("whole", "next", "memory"))
+    seconds, peak, difference = entry["seconds"], entry["memory"].get("peak"), entry["largest_difference_of_a_logit"]
+    return [
+        entry["label"],
+        str(entry["info"].get("threads") or ""),
+        str(seconds["whole"]["count"]),
+        harness.milliseconds(seconds["whole"]),
+        harness.times(ratios["whole"]),
+        harness.milliseconds(seconds["next"]),
+        harness.times(ratios["next"]),
+        f"{entry['share_outside_the_network']:.1%}",
+        f"{peak / 1e6:.0f}" if peak else "",
+        f"{ratios['memory']:.2f}" if ratios["memory"] else "",
+        "" if difference is None else f"{difference:.2g}",
+    ]
 
 
 def compare(
@@ -194,46 +187,38 @@ def compare(
     threads: int | None = None,
     runs: int = 50,
     seconds: float = 60.0,
-    say: Progress = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Comparison:
-    """Measure everything in one run.
+    """Measure everything in one run. A peer that cannot run is among the failures.
 
     Raises:
-        CrisEdgeError: The checkpoint or a bundle cannot be read. A peer that cannot run is among the failures.
+        OptionError: A peer is unknown.
+        CrisEdgeError: A bundle cannot be read.
     """
     if unknown := sorted(set(peers) - set(PEERS)):
-        raise OptionError(f"There is no peer {', '.join(unknown)}; choose from {', '.join(PEERS)}.")
-    threads, before = threads or physical_cores(), load_average()
-    failures: list[dict[str, str]] = []
+        raise OptionError(f"Unknown peer {', '.join(unknown)}; choose from {', '.join(PEERS)}.")
+    threads = threads or physical_cores()
     entries: list[Entry] = []
-    with tempfile.TemporaryDirectory(prefix="cris-edge-peers-") as folder, ExitStack() as stack:
-        image = str(synthetic_image(Path(folder)))
-        common = {"image": image, "sentence": PROMPT}
-        exported = _export(checkpoint, Path(folder), peers, failures, say)
-        workers: list[Worker] = []
+    with tempfile.TemporaryDirectory(prefix="cris-edge-peers-") as temporary, Workers(progress) as pool:
+        folder = Path(temporary)
+        common = {"image": str(synthetic_image(folder)), "sentence": PROMPT}
+        exported = _export(checkpoint, folder, peers, pool, progress)
 
-        def add(name: str, label: str, entry: str, arguments: dict[str, Any], path: str | None = None) -> Worker | None:
-            say(f"loading {label}")
-            try:
-                worker = Worker(entry, {**common, **arguments}, label)
-            except CrisEdgeError as error:
-                failures.append({"case": label, "error": str(error)})
-                return None
-            stack.enter_context(worker)
+        def add(name: str, label: str, entry: str, arguments: dict[str, Any], path: str | None = None) -> None:
+            worker = pool.start(entry, {**common, **arguments}, label)
+            if worker is None:
+                return
             precision = str(worker.info["precision"])
-            title = label if label.endswith(precision) else f"{label} {precision}"
-            # Where float32 is the runtime's own choice, it was measured already.
-            same = [other for other in entries if (other.name, other.path, other.label) == (name, path, title)]
-            if same:
+            worker.label = label if label.endswith(precision) else f"{label} {precision}"
+            # Where a runtime chooses float32 itself, that case has been added already.
+            if (name, path, worker.label) in [(other.name, other.path, other.label) for other in entries]:
+                pool.workers.remove(worker)
                 worker.close()
-                return None
-            worker.label = title
-            workers.append(worker)
-            entries.append(Entry(name, title, worker.info, LatencySamples(), path=path))
-            return worker
+            else:
+                entries.append(Entry(name, worker.label, worker.info, LatencySamples(), path=path))
 
         for name in peers:
-            for label, entry, arguments in _arguments(name, checkpoint, Path(folder), threads, exported):
+            for label, entry, arguments in _arguments(name, checkpoint, folder, threads, exported):
                 add(name, label, entry, arguments)
         for path in bundles:
             manifest = Bundle.open(path).manifest
@@ -242,40 +227,39 @@ def compare(
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
                     label = f"{manifest.name}, {runtime}"
                     add(OURS, label, "benchmarks.peers:BundlePeer", {"model": str(path), "options": options}, str(path))
-        if workers:
-            for entry, turns in zip(
-                entries, interleave(workers, runs=runs, seconds=seconds, progress=say), strict=True
-            ):
-                entry.turns = turns
-        for entry, worker in zip(entries, workers, strict=True):
-            entry.memory = worker.ask("memory")
-        _differences(entries, workers)
-    macs = {name: told["macs"] for name, told in exported.items()}
-    return Comparison(device(), entries, failures, macs, before)
+        if entries:
+            samples = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress)
+            for measured, worker, turns in zip(entries, pool.workers, samples, strict=True):
+                measured.turns, measured.memory = turns, worker.ask("memory")
+            _add_differences(entries, pool.workers)
+        document = pool.document(
+            checkpoint=checkpoint_record(checkpoint) if checkpoint.exists() else None,
+            bundles=[bundle_record(path) for path in bundles],
+        )
+    return Comparison(entries, {name: plain["macs"] for name, plain in exported.items()}, document)
 
 
 def _export(
-    checkpoint: Path, folder: Path, peers: tuple[str, ...], failures: list[dict[str, str]], say: Progress
+    checkpoint: Path, folder: Path, peers: tuple[str, ...], pool: Workers, progress: Progress
 ) -> dict[str, dict[str, int]]:
-    """Write the plain graphs that are needed; what the exporter told of each, by peer."""
+    """Write the plain graphs that are needed; what the exporter returned for each, by peer."""
     exported: dict[str, dict[str, int]] = {}
-    wanted = {"onnxruntime-plain": "convolution", "openvino-plain": "product"}
-    for name, correlation in wanted.items():
+    for name, correlation in PLAIN.items():
         if name not in peers:
             continue
-        say(f"exporting for {name}")
+        progress(f"exporting for {name}")
         try:
             with Worker("benchmarks.peers:Exporter", {"checkpoint": str(checkpoint)}, name) as worker:
                 exported[name] = worker.ask("export", path=str(folder / f"{name}.onnx"), correlation=correlation)
         except CrisEdgeError as error:
-            failures.append({"case": name, "error": str(error)})
+            pool.failed(name, error)
     return exported
 
 
 def _arguments(
     name: str, checkpoint: Path, folder: Path, threads: int, exported: dict[str, dict[str, int]]
 ) -> list[tuple[str, str, dict[str, Any]]]:
-    """Label, entry and arguments of the workers that a peer is."""
+    """Label, entry point and arguments of each worker of a peer."""
     if name.startswith("pytorch"):
         _, _, variant = name.partition("-")
         form = {"channels-last": "channels last", "compiled": "compiled"}.get(variant, "contiguous")
@@ -286,27 +270,16 @@ def _arguments(
     runtime = name.removesuffix("-plain")
     if name not in exported or not registry.is_available(runtime):
         return []
+    graph = {"graph": str(folder / f"{name}.onnx"), "runtime": runtime, "threads": threads}
+    graph |= {key: exported[name][key] for key in ("input_size", "word_len")}
     precisions = ("auto", "float32") if runtime == "openvino" else ("auto",)
-    return [
-        (
-            f"plain export, {runtime}",
-            "benchmarks.peers:plain",
-            {
-                "graph": str(folder / f"{name}.onnx"),
-                "runtime": runtime,
-                "precision": precision,
-                "threads": threads,
-                "input_size": exported[name]["input_size"],
-                "word_len": exported[name]["word_len"],
-            },
-        )
-        for precision in precisions
-    ]
+    label = f"plain export, {runtime}"
+    return [(label, "benchmarks.peers:plain", {**graph, "precision": precision}) for precision in precisions]
 
 
-def _differences(entries: list[Entry], workers: list[Worker]) -> None:
-    """Whether all of them compute the same function: the logits of one image and one sentence."""
-    base = next((place for place, entry in enumerate(entries) if entry.name in EAGER), None)
+def _add_differences(entries: list[Entry], workers: list[Worker]) -> None:
+    """Check that all compute the same function: compare the logits of one image and one prompt with PyTorch's."""
+    base = next((index for index, entry in enumerate(entries) if entry.name in EAGER), None)
     if base is None:
         return
     expected = np.array(workers[base].ask("logits"))
@@ -318,16 +291,17 @@ def _differences(entries: list[Entry], workers: list[Worker]) -> None:
 @click.command(help=__doc__)
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A CRIS checkpoint.")
 @click.option(
-    "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Of it; as many as there are."
+    "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Exported from it; repeatable."
 )
-@click.option("--peer", "peers", multiple=True, type=click.Choice(PEERS), default=PEERS, help="[default: all]")
+@click.option(
+    "--peer", "peers", multiple=True, type=click.Choice(PEERS), default=PEERS, help="Repeatable.  [default: all]"
+)
 @harness.options(seconds=60.0)
 def main(checkpoint: Path, bundles: tuple[Path, ...], output: Path | None, markdown: bool, **options: Any) -> None:
-    """Read the command line."""
+    """Run the command line."""
     harness.conclude(
-        lambda: compare(checkpoint, list(bundles), say=harness.tell, **options),
-        to_dict=Comparison.to_dict,
-        to_text=Comparison.to_text,
+        lambda: compare(checkpoint, list(bundles), progress=harness.progress, **options).to_dict(),
+        to_text,
         output=output,
         markdown=markdown,
     )

@@ -1,10 +1,10 @@
-"""``python -m benchmarks.paper``: the paper's method table and efficiency ablation, with ours beside them.
+"""``python -m benchmarks.paper``: the paper's method table and efficiency ablation, with our rows beside them.
 
-Parameters are counted on the recipes. ``--fps`` measures image and sentence to logits on this device. Accuracy comes
-from the checkpoints in ``--checkpoints FOLDER``, named by recipe and, where each data set has its own, by data set:
-``r101.pt``, ``r50@refcoco+.pt``, or run folders of these names. It is measured with ``--data FILE`` (may be several;
-``training.prepare`` names their data set by the folder and their split by the file), else it is what the checkpoint
-recorded at its last validation.
+Parameters are counted on the recipes. ``--fps`` measures one image and one prompt to logits on this machine. Accuracy
+comes from the checkpoints in ``--checkpoints FOLDER``, which are named after the recipe and, where each dataset has its
+own, the dataset: ``r101.pt``, ``r50@refcoco+.pt``, or run folders of these names. ``--data FILE`` (repeatable) measures
+it; ``training.prepare`` names the dataset by the folder and the split by the file. Without ``--data`` it is what the
+checkpoint recorded at its last validation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import paper_tables
 from benchmarks.fps import Speed, measure
-from benchmarks.harness import tell
+from benchmarks.harness import progress
 from cris_edge.benchmark.results import busy, load_average, table
 from cris_edge.benchmark.results import device as machine
 from cris_edge.errors import CheckpointError, CrisEdgeError, DataError
@@ -35,12 +35,12 @@ from training.model import CRIS, Architecture
 from training.recipes import recipe
 
 Key = tuple[str, str, str]
-"""Recipe, data set, split."""
+"""Recipe, dataset, split."""
 
 SAME = {"r50": "r50-contrastive-n3"}
-"""Two names of one network."""
+"""Recipes of the same network."""
 LENGTHS = {"refcocog": 22}
-"""Tokens of a sentence, where not 17."""
+"""Tokens of a prompt by dataset, where not 17."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Accuracy:
     """mIoU of one of our checkpoints, percent.
 
     Attributes:
-        miou: itself.
-        measured: here, by this command; False: as the checkpoint recorded it.
-        checkpoint: its file.
+        miou: The figure.
+        measured: True where this command measured it, False where the checkpoint recorded it.
+        checkpoint: File.
     """
 
     miou: float
@@ -66,12 +66,12 @@ class Tables:
     """Everything that is printed.
 
     Attributes:
-        parameters: by recipe.
-        speeds: images per second here, by recipe and number of tokens; empty where it was not measured.
-        accuracies: of our checkpoints.
-        unplaced: by recipe, what a checkpoint recorded on data whose name it does not tell.
-        setting: of the speed: device, threads, precision.
-        load_before: processes that wanted the processor before the measurement.
+        parameters: Count by recipe.
+        speeds: Images per second by recipe and number of tokens; empty where not measured.
+        accuracies: mIoU of our checkpoints.
+        unplaced: By recipe, what a checkpoint recorded on data that it does not name.
+        setting: Device, threads and precision of the speeds.
+        load_before: Load average before the measurement.
     """
 
     parameters: dict[str, int]
@@ -82,18 +82,18 @@ class Tables:
     load_before: float | None = None
 
     def accuracy(self, name: str, dataset: str, split: str) -> Accuracy | None:
-        """Of a recipe's checkpoint, by either of its names."""
+        """The accuracy of a recipe's checkpoint, under either of its names."""
         found = [self.accuracies.get((same, dataset, split)) for same in _names(name)]
         return next((one for one in found if one is not None), None)
 
     def speed(self, name: str, dataset: str) -> Speed | None:
-        """Of a recipe with sentences as long as the data set's."""
+        """The speed of a recipe with prompts as long as the dataset's."""
         length = LENGTHS.get(dataset, 17)
         found = [self.speeds.get((same, length)) for same in _names(name)]
         return next((one for one in found if one is not None), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Everything, ready for JSON."""
         return {
             "source": paper_tables.SOURCE,
             "machine": machine(),
@@ -107,8 +107,8 @@ class Tables:
                     "paper": dict(zip(paper_tables.SPLITS, method.ious, strict=True)),
                     "recipe": method.recipe,
                     "ours": {
-                        column: _accuracy_dict(self.accuracy(method.recipe, *place))
-                        for column, place in paper_tables.SPLITS.items()
+                        column: _accuracy_dict(self.accuracy(method.recipe, *split))
+                        for column, split in paper_tables.SPLITS.items()
                     }
                     if method.recipe
                     else None,
@@ -138,12 +138,12 @@ class Tables:
         }
 
     def to_markdown(self) -> str:
-        """The page."""
+        """The page in Markdown."""
         parts = [
-            "# The paper's tables, and ours beside them",
+            "# The paper's tables with our rows",
             f"The paper's figures are its authors' ({paper_tables.SOURCE}); *ours* are rows of this project.",
             "## Methods",
-            "IoU in percent, the mean over sentences. An asterisk marks post-processing by DenseCRF.",
+            "IoU in percent, the mean over prompts. An asterisk marks post-processing by DenseCRF.",
             self._methods(),
             "## Efficiency ablation",
             "CRIS-R50, validation splits. The paper's images per second are of its authors' GPU.",
@@ -181,49 +181,49 @@ class Tables:
                     _text(self.speed(row.recipe, dataset)),
                 ]
             )
-        head = ["data set", "contrastive", "decoder layers", "IoU", "*ours*", "parameters, M", "*ours*"]
+        head = ["dataset", "contrastive", "decoder layers", "IoU", "*ours*", "parameters, M", "*ours*"]
         return table([*head, "images/s", "*ours, here*"], rows, markdown=True)
 
     def _remarks(self) -> list[str]:
         remarks = []
         if not self.accuracies:
             remarks.append(
-                "No checkpoint of these rows is here, so their accuracy is empty. Each is one command once CLIP's "
-                "weights and the data are there: `python -m training.train --recipe r50-contrastive-n3 --clip RN50.pt "
+                "The accuracy of our rows is empty: no checkpoint was given. With CLIP's weights and the data, each is "
+                "one command: `python -m training.train --recipe r50-contrastive-n3 --clip RN50.pt "
                 "--train data/refcoco/train.jsonl --val data/refcoco/val.jsonl --output runs/r50-contrastive-n3`."
             )
         if any(not found.measured for found in (*self.accuracies.values(), *self.unplaced.values())):
             remarks.append("† as the checkpoint recorded it at its last validation; not measured here.")
         remarks += [
-            f"{name} recorded an mIoU of {found} on data that its file does not name; call it {name}@DATASET."
+            f"{name} recorded an mIoU of {found} on data that its file does not name; rename it to {name}@DATASET."
             for name, found in self.unplaced.items()
         ]
         if self.setting:
-            told = self.setting
+            setting = self.setting
             remarks.append(
-                f"images/s here: one image and one sentence to logits in PyTorch {told['torch']}, {told['precision']}, "
-                f"on {told['device']}, threads: {told['threads']}, random weights; 1 / median of "
-                f"{told['turns']} turns, with the interval that holds it with {told['confidence']:.0%}."
+                f"images/s here: one image and one prompt to logits in PyTorch {setting['torch']}, "
+                f"{setting['precision']}, on {setting['device']}, threads: {setting['threads']}, random weights; 1 / "
+                f"median of {setting['turns']} runs, with its {setting['confidence']:.0%} interval."
             )
             remarks += busy(self.load_before)
         return remarks
 
 
 def count_parameters(name: str) -> int:
-    """Parameters of a recipe's network, none of which is allocated."""
+    """Count the parameters of a recipe's network without allocating them."""
     with torch.device("meta"):
         model = CRIS(recipe(name).architecture)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def find_checkpoints(folder: Path, names: Sequence[str]) -> list[tuple[Path, str, str | None]]:
-    """Checkpoints named by recipe: file, recipe, and the data set that its name gives.
+    """Find checkpoints named after a recipe: file, recipe, and the dataset in its name.
 
     Raises:
-        DataError: the folder is not there, or holds none.
+        DataError: The folder does not exist or has none.
     """
     if not folder.is_dir():
-        raise DataError(f"the folder of checkpoints {folder} does not exist.")
+        raise DataError(f"The folder of checkpoints {folder} does not exist.")
     found = []
     for path in sorted(folder.iterdir()):
         name, _, dataset = (path.name if path.is_dir() else path.stem).partition("@")
@@ -232,49 +232,49 @@ def find_checkpoints(folder: Path, names: Sequence[str]) -> list[tuple[Path, str
         if name in names and file is not None:
             found.append((file, name, dataset or None))
     if not found:
-        raise DataError(f"no checkpoint in {folder} is named by a recipe; call them r50.pt, r101@refcoco.pt, ...")
+        raise DataError(f"No checkpoint in {folder} is named after a recipe; expected r50.pt, r101@refcoco.pt, ...")
     return found
 
 
 def add_accuracies(tables: Tables, folder: Path, data: Sequence[str], device: str) -> None:
-    """Fill in what the checkpoints in `folder` reach.
+    """Add the accuracies of the checkpoints in `folder`.
 
     Raises:
-        CheckpointError: one cannot be read, or is of another architecture than its name.
-        DataError: the folder or the data cannot be used.
-        OptionError: there is no such device here.
+        CheckpointError: One cannot be read, or has another architecture than its name.
+        DataError: The folder or the data cannot be used.
+        OptionError: The device is not available.
     """
     sources = [open_source(text, by_image=True) for text in data]
-    place = choose_device(device)
+    chosen = choose_device(device)
     for path, name, dataset in find_checkpoints(folder, list(tables.parameters)):
         content = read_checkpoint(path)
         own = content.get("format") == FORMAT
-        # A public checkpoint does not tell its number of tokens; ours do.
+        # A public checkpoint does not record its number of tokens; ours do.
         model = load_model(path, word_len=None if own else LENGTHS.get(dataset or "", 17))
         _require_recipe(model, name, path)
         for source in sources:
             if dataset in (None, source.name):
-                report = score(TorchPredictor(model.to(place), place), source)
+                report = score(TorchPredictor(model.to(chosen), chosen), source)
                 found = Accuracy(report.scores.to_dict()["mIoU"], True, str(path))
                 tables.accuracies[name, source.name, source.split] = found
         recorded = content.get("metrics")
         if not sources and isinstance(recorded, dict) and "mIoU" in recorded:
             found = Accuracy(float(recorded["mIoU"]), False, str(path))
-            place = str(recorded.get("dataset", dataset or "")), str(recorded.get("split", "val"))
-            if place[0]:
-                tables.accuracies[(name, *place)] = found
+            on, split = str(recorded.get("dataset", dataset or "")), str(recorded.get("split", "val"))
+            if on:
+                tables.accuracies[name, on, split] = found
             else:
                 tables.unplaced[name] = found
 
 
 def _require_recipe(model: CRIS, name: str, path: Path) -> None:
-    """What decides the row must be what the name says; input size and tokens may differ."""
-    wanted, found = recipe(name).architecture, model.architecture
+    """Check that a checkpoint belongs to the row of its name; input size and tokens may differ."""
+    expected, found = recipe(name).architecture, model.architecture
     for part in ("vision_layers", "vision_width", "embed_dim", "text_width", "decoder_layers", "contrastive"):
-        if getattr(found, part) != getattr(wanted, part):
+        if getattr(found, part) != getattr(expected, part):
             raise CheckpointError(
-                f"{path} has {part} {getattr(found, part)}, but recipe {name} has {getattr(wanted, part)}; name the "
-                "file by the recipe that it was trained with."
+                f"{path} has {part} {getattr(found, part)}, but recipe {name} has {getattr(expected, part)}; name the "
+                "file after the recipe that it was trained with."
             )
 
 
@@ -291,21 +291,23 @@ def _accuracy_dict(found: Accuracy | None) -> dict[str, Any] | None:
 
 
 def recipes() -> list[str]:
-    """Every recipe of a row, without the second name of a network."""
+    """The recipes of all rows, each network once."""
     named = [method.recipe for method in paper_tables.methods() if method.recipe]
     return list(dict.fromkeys([*named, *(row.recipe for row in paper_tables.ablation())]))
 
 
 @click.command(help=__doc__)
-@click.option("--checkpoints", type=click.Path(file_okay=False, path_type=Path), help="Folder; see above.")
-@click.option("--data", multiple=True, metavar="FILE.jsonl", help="Measure accuracy on it; may be several.")
-@click.option("--fps", is_flag=True, help="Measure the speed; minutes on a CPU, 3 GB of memory.")
-@click.option("--device", default="cpu", show_default=True, help="Of both: cpu, cuda.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the processor.  [default: the physical cores]")
+@click.option(
+    "--checkpoints", type=click.Path(file_okay=False, path_type=Path), help="Folder of checkpoints, see above."
+)
+@click.option("--data", multiple=True, metavar="FILE.jsonl", help="Measure accuracy on it; repeatable.")
+@click.option("--fps", is_flag=True, help="Measure the speed; takes minutes on a CPU and 3 GB of memory.")
+@click.option("--device", default="cpu", show_default=True, help="For both: cpu, cuda.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: physical cores]")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=8, show_default=True, help="Of the speed.")
+@click.option("--rounds", type=click.IntRange(min=1), default=8, show_default=True, help="Rounds of the speed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Also write what is printed.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write the output to as well.")
 def main(
     checkpoints: Path | None,
     data: tuple[str, ...],
@@ -317,12 +319,12 @@ def main(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """Read the command line."""
+    """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         tables = Tables({name: count_parameters(name) for name in recipes()})
         if data and checkpoints is None:
-            raise DataError("--data measures checkpoints; give their folder with --checkpoints.")
+            raise DataError("--data needs checkpoints to measure: pass their folder with --checkpoints.")
         if checkpoints is not None:
             add_accuracies(tables, checkpoints, data, device)
         if fps:
@@ -337,9 +339,9 @@ def main(
                 threads=threads,
                 precision=precision,
                 rounds=rounds,
-                say=tell,
+                progress=progress,
             )
-            tell("")
+            progress("")
     except (CrisEdgeError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""The paper's tables as rows: figures of its authors, from the files in `benchmarks/data/paper`."""
+"""Rows of the paper's tables: its authors' figures, from the files in `benchmarks/data/paper`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SPLITS = {
     "g-ref val": ("refcocog", "val"),
     "g-ref test": ("refcocog", "test"),
 }
-"""Columns of the method table: name -> data set and split, as `training.prepare` names them."""
+"""Columns of the method table: name -> dataset and split, as `training.prepare` names them."""
 DATASETS = {"RefCOCO": "refcoco", "RefCOCO+": "refcoco+", "G-Ref": "refcocog"}
-"""Data sets as the ablation calls them -> as `training.prepare` does."""
+"""Names of datasets in the ablation -> names from `training.prepare`."""
 RECIPES = {("CRIS", "ResNet-50"): "r50", ("CRIS", "ResNet-101"): "r101"}
 """Rows of the method table that have a recipe."""
 
@@ -33,9 +33,9 @@ class Method:
     """A row of the method table.
 
     Attributes:
-        name: of the method; an asterisk marks post-processing by DenseCRF.
-        backbone: of its image encoder.
-        ious: percent, in the order of `SPLITS`; None where it was not reported.
+        name: An asterisk marks post-processing by DenseCRF.
+        backbone: Its image encoder's.
+        ious: Percent, in the order of `SPLITS`; None where not reported.
     """
 
     name: str
@@ -44,22 +44,22 @@ class Method:
 
     @property
     def recipe(self) -> str | None:
-        """The recipe that trains it here."""
+        """The recipe that trains it in this project."""
         return RECIPES.get((self.name, self.backbone))
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A row of the efficiency ablation, of CRIS-R50 on the validation split of one data set.
+    """A row of the efficiency ablation of CRIS-R50, on the validation split of one dataset.
 
     Attributes:
-        dataset: as the paper calls it.
-        contrastive: whether the projector's kernel comes from the sentence.
-        layers: of the decoder; 0: none.
-        iou: percent.
+        dataset: The paper's name for it.
+        contrastive: Whether the projector's kernel comes from the prompt.
+        layers: Decoder layers.
+        iou: Percent.
         precision: Pr@50 to Pr@90, percent.
-        parameters: millions.
-        fps: images per second on the authors' GPU.
+        parameters: Millions.
+        fps: Images per second on the authors' GPU.
     """
 
     dataset: str
@@ -72,7 +72,7 @@ class Ablation:
 
     @property
     def recipe(self) -> str:
-        """The recipe that trains it here."""
+        """The recipe that trains it in this project."""
         return f"r50-{'' if self.contrastive else 'no-'}contrastive-n{self.layers}"
 
 

@@ -1,7 +1,7 @@
-"""Peers: the same checkpoint as others would run it, each in a process of its own, asked like the SDK's own worker.
+"""Peers: the same checkpoint as others would run it, each in a process of its own, measured like an SDK worker.
 
-Every peer does the same job: an image and a sentence in, a mask on the image out. What comes before and after the
-network is the SDK's own code, so that ratios compare networks and not the skill of resizing a picture.
+Every peer does the same job: an image and a prompt in, a mask on the image out. Pre- and postprocessing are the SDK's
+own code, so that ratios compare networks and not the speed of resizing an image.
 """
 
 from __future__ import annotations
@@ -17,84 +17,81 @@ from typing import Any
 import numpy as np
 
 from cris_edge.benchmark.worker import SegmenterSubject, numbered, peak_memory
-from cris_edge.image import MEAN, STD, load_image, postprocess, preprocess
+from cris_edge.image import MEAN, STD, THRESHOLD, load_image, postprocess, preprocess
 from cris_edge.result import Segmentation
 from cris_edge.tokenizer import Tokenizer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Network = Callable[[Array, Array], Array]
 
-THRESHOLD = 0.35
-
 
 class Peer:
-    """A network that is one piece: nothing of it is kept from one sentence to the next.
+    """A network in one piece: only the preprocessed image is reused from one prompt to the next.
 
     Args:
         network: (1, 3, S, S) and (1, L) -> (1, 1, S/4, S/4).
         input_size: S, pixels.
         word_len: L, tokens.
-        image: File.
-        sentence: Begin of the sentences that are asked.
-        info: What runs, with the keys of `EngineInfo.to_dict` that a table shows.
+        image: Path of the image.
+        sentence: Beginning of every prompt.
+        info: Runtime, version, device, precision and threads that really run.
     """
 
     def __init__(
         self, network: Network, input_size: int, word_len: int, image: str, sentence: str, info: dict[str, Any]
     ) -> None:
         self._network, self._input_size, self._word_len, self.info = network, input_size, word_len, info
-        self._image, self._sentence, self._sentences = load_image(image), sentence, numbered(sentence)
+        self._image, self._prompt, self._prompts = load_image(image), sentence, numbered(sentence)
         self._tokenizer = Tokenizer()
-        self._tokens = self._tokenizer(sentence, length=word_len)
 
     def measure(self, count: int) -> list[dict[str, float]]:
-        """As `SegmenterSubject.measure`; another sentence about the same image saves the preprocessing alone."""
-        told = []
+        """Seconds by stage of `count` runs, as `SegmenterSubject.measure`, after one that does not count."""
+        samples = []
         for number in range(count + 1):
-            sentence = next(self._sentences)
+            prompt = next(self._prompts)
             laps = [perf_counter()]
             pixels, letterbox = preprocess(self._image, self._input_size, mean=MEAN, std=STD)
             laps.append(perf_counter())
-            tokens = self._tokenizer(sentence, length=self._word_len)
+            tokens = self._tokenizer(prompt, length=self._word_len)
             laps.append(perf_counter())
             logits = self._network(pixels, tokens)
             laps.append(perf_counter())
             probability = postprocess(logits, letterbox)
             laps.append(perf_counter())
-            Segmentation(probability, self._image, sentence, threshold=THRESHOLD)
+            Segmentation(probability, self._image, prompt, threshold=THRESHOLD)
             whole = perf_counter() - laps[0]
             steps = [after - before for before, after in pairwise(laps)]
             if number:
                 stages = dict(zip(("preprocess", "tokenize", "network", "postprocess"), steps, strict=True))
-                told.append({"whole": whole, "next": whole - stages["preprocess"], **stages})
-        return told
+                samples.append({"whole": whole, "next": whole - stages["preprocess"], **stages})
+        return samples
 
     def logits(self) -> list[float]:
-        """Of the image and the sentence that every peer is asked about."""
+        """Logits of the image and the prompt that all peers share."""
         pixels, _ = preprocess(self._image, self._input_size, mean=MEAN, std=STD)
-        return _flat(self._network(pixels, self._tokens))
+        return _flat(self._network(pixels, self._tokenizer(self._prompt, length=self._word_len)))
 
     def memory(self) -> dict[str, int | None]:
-        """Peak of the process, and what is resident now."""
+        """Peak of the process and its resident memory now, bytes."""
         return {"peak": peak_memory(), "now": resident_memory()}
 
 
 class BundlePeer(SegmenterSubject):
-    """A bundle through the SDK, with the questions that a peer answers."""
+    """A bundle through the SDK, with the methods of `Peer`."""
 
     def __init__(self, model: str, options: dict[str, Any], image: str, sentence: str) -> None:
         super().__init__(model, options, image, sentence)
-        self._sentence = sentence
+        self._prompt = sentence
 
     def logits(self) -> list[float]:
-        """Of the image and the sentence that every peer is asked about."""
+        """Logits of the image and the prompt that all peers share."""
         manifest = self._segmenter.bundle.manifest
         pixels, _ = preprocess(self._image, manifest.input_size, mean=manifest.mean, std=manifest.std)
-        tokens = self._segmenter.bundle.tokenizer(self._sentence, length=manifest.word_len)
+        tokens = self._segmenter.bundle.tokenizer(self._prompt, length=manifest.word_len)
         return _flat(self._segmenter.logits(pixels, tokens))
 
     def memory(self) -> dict[str, int | None]:  # type: ignore[override]
-        """Peak of the process, and what is resident now."""
+        """Peak of the process and its resident memory now, bytes."""
         return {"peak": peak_memory(), "now": resident_memory()}
 
 
@@ -104,10 +101,10 @@ def pytorch(
     """PyTorch under `inference_mode`.
 
     Args:
-        checkpoint: A CRIS checkpoint that says its input size.
-        image: File.
-        sentence: Begin of the sentences.
-        threads: Of the processor.
+        checkpoint: A CRIS checkpoint that records its input size.
+        image: Path of the image.
+        sentence: Beginning of every prompt.
+        threads: CPU threads.
         form: "contiguous", "channels last", or "compiled".
         precision: "float32", or "bfloat16" through autocast.
     """
@@ -142,8 +139,8 @@ def pytorch(
 def plain(
     graph: str, runtime: str, precision: str, image: str, sentence: str, threads: int, input_size: int, word_len: int
 ) -> Peer:
-    """A plain export, the whole network as one graph, in a runtime with the SDK's settings of it."""
-    # Neither torch nor onnx is imported in this process: its memory is the runtime's.
+    """A plain export, the whole network as one graph, in a runtime as the SDK configures it."""
+    # Neither torch nor onnx is imported in this process, so that its memory is the runtime's.
     from cris_edge.backends import registry
     from cris_edge.backends.base import BackendOptions
     from cris_edge.bundle.manifest import GraphSpec, TensorSpec
@@ -159,35 +156,31 @@ def plain(
     def network(pixels: Array, tokens: Array) -> Array:
         return compiled({"image": pixels, "tokens": tokens})["logits"]
 
-    told = backend.info
-    info = {
-        "runtime": f"{runtime}, plain export",
-        "version": told.version,
-        "device": told.device,
-        "precision": told.precision,
-        "threads": told.threads,
-    }
+    found = backend.info
+    info = {"runtime": f"{runtime}, plain export"}
+    info |= {name: getattr(found, name) for name in ("version", "device", "precision", "threads")}
     return Peer(network, input_size, word_len, image, sentence, info)
 
 
 @dataclass
 class Exporter:
-    """Writes the plain graphs, in a process of its own: what PyTorch's exporter takes is given back with it."""
+    """Writes the plain graphs, in a process of its own: the exporter's memory is freed with it."""
 
     checkpoint: str
 
     @property
     def info(self) -> dict[str, Any]:
-        """Nothing to say."""
+        """Nothing, which every worker's subject must state."""
         return {}
 
     def export(self, path: str, correlation: str) -> dict[str, int]:
-        """Write the network as it is trained; returns its multiply-accumulates, input size and word length.
+        """Write the network as it is trained; returns its multiply-accumulates, input size and token length.
 
         Args:
-            path: Of the ONNX file.
-            correlation: "convolution" whose kernel is the sentence, as the network has it; "product", the same sum as
-                a matrix product and nine shifts, for OpenVINO, which refuses a kernel that is not a constant.
+            path: ONNX file.
+            correlation: How the projector's last convolution, whose kernel comes from the prompt, is written:
+                "convolution", or "product", the same sum as a matrix product and nine shifts. OpenVINO refuses kernels
+                that are not constant.
         """
         import torch
 
@@ -214,14 +207,14 @@ class Exporter:
         return {"macs": multiply_accumulates(graph), "input_size": size, "word_len": length}
 
 
-def _product(projector: Any, decoded: Any, sentence: Any) -> Any:
+def _product(projector: Any, decoded: Any, text: Any) -> Any:
     """The projector as it is written, its last convolution as a matrix product and nine shifted additions."""
     import torch
     from torch.nn import functional as F
 
     pixels = projector.vis(decoded)  # (N, C/2, h, w)
     count, half, height, width = pixels.shape
-    projected = projector.txt(sentence)
+    projected = projector.txt(text)
     kernel, logits = projected[:, :-1].reshape(count, half, 9), projected[:, -1][:, None, None]
     taps = torch.bmm(pixels.permute(0, 2, 3, 1).reshape(count, height * width, half), kernel)
     taps = F.pad(taps.reshape(count, height, width, 9), (0, 0, 1, 1, 1, 1))
@@ -232,9 +225,9 @@ def _product(projector: Any, decoded: Any, sentence: Any) -> Any:
 
 
 def resident_memory() -> int | None:
-    """What of this process is in memory now, in bytes; None where the system does not tell."""
+    """Resident memory of this process, bytes; None where there is no ``/proc``."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), None)

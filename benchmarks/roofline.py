@@ -1,14 +1,13 @@
-"""``python -m benchmarks.roofline``: how near the graphs of a bundle are to what this machine can do at most.
+"""``python -m benchmarks.roofline``: how close the graphs of a bundle come to the peak throughput of this machine.
 
-The peak is measured: the fastest chain of 3x3 convolutions, over a few shapes and all runtimes, for each precision.
-Chains and bundles run in the same minutes, interleaved. A graph's own count is the multiply-accumulates that its
-manifest states; what it does besides (additions, resizing, copies) is not counted and lowers the fraction.
+The peak is measured: the fastest chain of 3x3 convolutions over several shapes and all runtimes, for each precision.
+Chains and bundles run in interleaved rounds. A graph's operations are the multiply-accumulates that its manifest
+states; additions, resizing and copies are not counted and lower the fraction.
 """
 
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,22 @@ import click
 
 from benchmarks import harness
 from benchmarks.chain import SHAPES
+from benchmarks.harness import Document, Workers
+from benchmarks.provenance import bundle_record
 from cris_edge.backends import registry
-from cris_edge.benchmark.results import busy, device, load_average, table
+from cris_edge.benchmark.results import table
 from cris_edge.benchmark.rounds import Progress, interleave
 from cris_edge.benchmark.runner import PROMPT, synthetic_image
 from cris_edge.benchmark.spread import Spread
-from cris_edge.benchmark.worker import Worker
 from cris_edge.bundle import GRAPHS, Bundle
 from cris_edge.device.processor import physical_cores
-from cris_edge.errors import CrisEdgeError
 
 PRECISIONS = {"openvino": ("float32", "bfloat16", "int8"), "onnxruntime": ("float32", "int8")}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Multiply-accumulates of one thing, and the seconds that it took."""
+    """The throughput of a chain or a graph."""
 
     label: str
     precision: str
@@ -41,11 +40,11 @@ class Rate:
 
     @property
     def per_second(self) -> float:
-        """Of the median."""
+        """Multiply-accumulates per second, at the median."""
         return self.macs / self.seconds.median
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """All fields, ready for JSON."""
         return {
             "label": self.label,
             "precision": self.precision,
@@ -57,58 +56,49 @@ class Rate:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Chains, and graphs of bundles."""
+    """Chains and the graphs of bundles, measured in one run; `document` has the other fields of the result file."""
 
-    machine: dict[str, Any]
     chains: list[Rate]
     graphs: list[Rate]
-    failures: list[dict[str, str]]
-    load_before: float | None
+    document: Document
 
     def peak(self, precision: str) -> Rate | None:
-        """The fastest chain of a precision; of "int8+bfloat16" it is that of int8."""
+        """The fastest chain in a precision; for "int8+bfloat16", in int8."""
         kind = precision.partition("+")[0]
         chains = [chain for chain in self.chains if chain.precision == kind]
         return max(chains, key=lambda chain: chain.per_second, default=None)
 
     def fraction(self, graph: Rate) -> float | None:
-        """Of the peak that a graph reaches."""
+        """The fraction of the peak that a graph reaches."""
         peak = self.peak(graph.precision)
         return graph.per_second / peak.per_second if peak else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "machine": self.machine,
-            "load_before": self.load_before,
-            "chains": [chain.to_dict() for chain in self.chains],
-            "graphs": [{**graph.to_dict(), "fraction_of_peak": self.fraction(graph)} for graph in self.graphs],
-            "failures": self.failures,
-        }
-
-    def to_text(self, markdown: bool = False) -> str:
-        """Tables for people."""
-        head = (
-            f"{self.machine['processor']}, {self.machine['cores']} cores; {', '.join(self.machine['instruction_sets'])}"
-        )
-        chains = [[rate.label, rate.precision, *_figures(rate)] for rate in self.chains]
-        parts = [head, table(["chain of 3x3 convolutions", "precision", *_NAMES], chains, markdown=markdown)]
-        graphs = [
-            [
-                rate.label,
-                rate.precision,
-                *_figures(rate),
-                "" if (share := self.fraction(rate)) is None else f"{share:.0%}",
-            ]
-            for rate in self.graphs
-        ]
-        if graphs:
-            parts.append(table(["graph", "precision", *_NAMES, "of the peak"], graphs, markdown=markdown))
-        parts += [f"failed: {failure['case']}: {failure['error']}" for failure in self.failures]
-        return "\n\n".join([*parts, *busy(self.load_before)])
+    def to_dict(self) -> Document:
+        """Everything, ready for JSON."""
+        graphs = [{**graph.to_dict(), "fraction_of_peak": self.fraction(graph)} for graph in self.graphs]
+        return {**self.document, "chains": [chain.to_dict() for chain in self.chains], "graphs": graphs}
 
 
-_NAMES = ("GMAC", "ms", "GMAC/s")
+def to_text(found: Document, markdown: bool = False) -> str:
+    """Tables of a result file."""
+    machine, figures = found["machine"], ("precision", "GMAC", "ms", "GMAC/s")
+    head = f"{machine['processor']}, {machine['cores']} cores; {', '.join(machine['instruction_sets'])}"
+    parts = [
+        head,
+        table(["chain of 3x3 convolutions", *figures], list(map(_cells, found["chains"])), markdown=markdown),
+    ]
+    graphs = [
+        [*_cells(graph), "" if (share := graph["fraction_of_peak"]) is None else f"{share:.0%}"]
+        for graph in found["graphs"]
+    ]
+    if graphs:
+        parts.append(table(["graph", *figures, "of the peak"], graphs, markdown=markdown))
+    return "\n\n".join([*parts, *harness.closing(found)])
+
+
+def _cells(rate: dict[str, Any]) -> list[str]:
+    gigamacs, per_second = f"{rate['macs'] / 1e9:.2f}", f"{rate['macs_per_second'] / 1e9:.0f}"
+    return [rate["label"], rate["precision"], gigamacs, harness.milliseconds(rate["seconds"]), per_second]
 
 
 def measure(
@@ -118,49 +108,33 @@ def measure(
     threads: int | None = None,
     runs: int = 50,
     seconds: float = 20.0,
-    say: Progress = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Roofline:
     """Measure chains and bundles; what cannot run is among the failures.
 
     Args:
         bundles: Folders.
-        shapes: Channels and side of the chains.
-        threads: Of the processor; the physical cores by default.
-        runs: Iterations of each at least.
-        seconds: For each, about.
-        say: Told what is done.
+        shapes: Channels and side of each chain.
+        threads: CPU threads of each; None for the number of physical cores.
+        runs: Minimum number of runs of each.
+        seconds: Approximate time for each.
+        progress: Called with a line of progress.
     """
-    threads, before = threads or physical_cores(), load_average()
-    failures: list[dict[str, str]] = []
-    kinds: list[tuple[str, dict[str, int | None]]] = []
-    workers: list[Worker] = []
-    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="cris-edge-roofline-") as folder:
+    threads = threads or physical_cores()
+    cases: list[tuple[str, dict[str, int | None]]] = []  # label, and the operations of a bundle's graphs
+    with Workers(progress) as pool, tempfile.TemporaryDirectory(prefix="cris-edge-roofline-") as folder:
         image = str(synthetic_image(Path(folder)))
 
         def add(label: str, entry: str, arguments: dict[str, Any], macs: dict[str, int | None]) -> None:
-            say(f"loading {label}")
-            try:
-                workers.append(stack.enter_context(Worker(entry, arguments, label)))
-            except CrisEdgeError as error:
-                failures.append({"case": label, "error": str(error)})
-            else:
-                kinds.append((label, macs))
+            if pool.start(entry, arguments, label):
+                cases.append((label, macs))
 
         for runtime in registry.available():
             for precision in PRECISIONS.get(runtime, ()):
                 for channels, side in shapes:
-                    add(
-                        f"{runtime}, {channels} channels, {side} x {side}",
-                        "benchmarks.chain:Chain",
-                        {
-                            "runtime": runtime,
-                            "precision": precision,
-                            "channels": channels,
-                            "side": side,
-                            "threads": threads,
-                        },
-                        {},
-                    )
+                    arguments = {"runtime": runtime, "precision": precision, "threads": threads}
+                    arguments |= {"channels": channels, "side": side}
+                    add(f"{runtime}, {channels} channels, {side} x {side}", "benchmarks.chain:Chain", arguments, {})
         for path in bundles:
             manifest = Bundle.open(path).manifest
             macs = {name: manifest.graphs[name].macs for name in GRAPHS}
@@ -169,10 +143,11 @@ def measure(
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
                     arguments = {"model": str(path), "options": options, "image": image, "sentence": PROMPT}
                     add(f"{manifest.name}, {runtime}", "cris_edge.benchmark.worker:SegmenterSubject", arguments, macs)
-        gathered = interleave(workers, runs=runs, seconds=seconds, progress=say) if workers else []
+        samples = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress) if cases else []
+        document = pool.document(bundles=[bundle_record(path) for path in bundles])
     chains: list[Rate] = []
     graphs: list[Rate] = []
-    for (label, macs_of), worker, turns in zip(kinds, workers, gathered, strict=True):
+    for (label, macs_of), worker, turns in zip(cases, pool.workers, samples, strict=True):
         precision = worker.info["precision"]
         if not macs_of:
             kind = precision.partition("+")[0]
@@ -182,22 +157,17 @@ def measure(
             rate = Rate(f"{label}, {name}", precision, macs_of[name] or 0, Spread.of(turns.of(name)))
             if rate.macs and (rate.label, precision) not in [(other.label, other.precision) for other in graphs]:
                 graphs.append(rate)
-    return Roofline(device(), chains, graphs, failures, before)
-
-
-def _figures(rate: Rate) -> list[str]:
-    return [f"{rate.macs / 1e9:.2f}", harness.milliseconds(rate.seconds), f"{rate.per_second / 1e9:.0f}"]
+    return Roofline(chains, graphs, document)
 
 
 @click.command(help=__doc__)
-@click.option("--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Folder; may be several.")
+@click.option("--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Bundle; repeatable.")
 @harness.options(seconds=20.0)
 def main(bundles: tuple[Path, ...], output: Path | None, markdown: bool, **options: Any) -> None:
-    """Read the command line."""
+    """Run the command line."""
     harness.conclude(
-        lambda: measure(list(bundles), say=harness.tell, **options),
-        to_dict=Roofline.to_dict,
-        to_text=Roofline.to_text,
+        lambda: measure(list(bundles), progress=harness.progress, **options).to_dict(),
+        to_text,
         output=output,
         markdown=markdown,
     )

@@ -1,25 +1,25 @@
 """``python -m benchmarks.steps``: images per second and peak memory of training, by whole steps of the real loop.
 
-Each form (precision, ``torch.compile``, gradient checkpointing) is a `training.engine.Trainer` in a process of its own;
-their steps are interleaved, on one batch of drawn scenes that is loaded before: the loader's speed is the trainer's own
-to tell. ``--batch-size`` is what all forms together must fit into.
+Each form (precision, ``torch.compile``, gradient checkpointing) is a `training.engine.Trainer` in a process of its own.
+Their steps are interleaved, on one batch of synthetic scenes that is loaded beforehand: training metrics report the
+loader's speed. All forms must fit into memory together, which limits ``--batch-size``.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import click
 
 from benchmarks import harness
-from cris_edge.benchmark.results import busy, device, load_average, table
+from benchmarks.harness import Document, Workers
+from cris_edge.benchmark.results import table
 from cris_edge.benchmark.rounds import Progress, interleave
-from cris_edge.benchmark.worker import Worker, peak_memory
+from cris_edge.benchmark.spread import Spread, ratio
+from cris_edge.benchmark.worker import peak_memory
 from cris_edge.device.processor import physical_cores
 from cris_edge.errors import CrisEdgeError, RuntimeFailure
 
@@ -29,17 +29,17 @@ FORMS: dict[str, dict[str, Any]] = {
     "bfloat16, compiled": {"precision": "bfloat16", "compile": True},
     "bfloat16, checkpointed": {"precision": "bfloat16", "gradient_checkpointing": True},
 }
-"""Fields of the run that differ; "plain" is what the others are held against."""
+"""Fields of the run that differ; ratios are against "plain"."""
 
 
 class Step:
     """A trainer with one batch.
 
     Args:
-        recipe: its name.
-        changes: fields that differ from the recipe's.
+        recipe: Name of the recipe.
+        changes: Fields that differ from the recipe's.
         device: ``auto``, ``cpu``, ``cuda``.
-        threads: of the processor.
+        threads: CPU threads.
     """
 
     def __init__(self, recipe: str, changes: dict[str, Any], device: str, threads: int) -> None:
@@ -84,25 +84,18 @@ class Step:
 
     def measure(self, count: int) -> list[dict[str, float]]:
         """Seconds of `count` optimizer steps, after one that does not count."""
-        told = []
-        for number in range(count + 1):
-            began = perf_counter()
-            self._trainer.train_step([self._batch])  # reads the loss, and so waits for the device
-            self._synchronize()
-            if number:
-                took = perf_counter() - began
-                told.append({"whole": took, "next": took})
-        return told
+        return [{"whole": seconds, "next": seconds} for seconds in harness.timed(self._step, count)]
 
     def memory(self) -> int | None:
-        """Bytes at the peak: of the GPU's memory where there is one, else of the process's."""
+        """Peak memory in bytes: the GPU's where there is one, else the process's."""
         if self._cuda is None:
             return peak_memory()
         import torch
 
         return torch.cuda.max_memory_reserved(self._cuda)
 
-    def _synchronize(self) -> None:
+    def _step(self) -> None:
+        self._trainer.train_step([self._batch])
         if self._cuda is not None:
             import torch
 
@@ -118,86 +111,84 @@ def measure(
     threads: int | None = None,
     runs: int = 20,
     seconds: float = 60.0,
-    say: Progress = lambda _: None,
-) -> dict[str, Any]:
-    """What was found, ready for JSON: one row for each form.
+    progress: Progress = lambda _: None,
+) -> Document:
+    """Measure the forms; ``rows`` has one entry for each that runs.
 
     Args:
-        recipe: whose step.
-        forms: of `FORMS`.
-        changes: fields of the run that differ from the recipe's in all forms.
+        recipe: Name of the recipe.
+        forms: Keys of `FORMS`.
+        changes: Fields that differ from the recipe's in all forms.
         device_name: ``auto``, ``cpu``, ``cuda``.
-        threads: of the processor; None: its physical cores.
-        runs: steps of each form at least.
-        seconds: for each form, about.
-        say: is told the progress.
+        threads: CPU threads of each; None for the number of physical cores.
+        runs: Minimum number of steps of each.
+        seconds: Approximate time for each.
+        progress: Called with a line of progress.
 
     Raises:
-        RuntimeFailure: none of the forms runs here.
+        RuntimeFailure: None of the forms runs on this machine.
     """
-    threads, before = threads or physical_cores(), load_average()
+    threads = threads or physical_cores()
     rows: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    workers: list[Worker] = []
-    with ExitStack() as stack:
+    with Workers(progress) as pool:
         for form in forms:
-            say(f"building {recipe}, {form}")
             given = {"recipe": recipe, "changes": {**(changes or {}), **FORMS[form]}}
-            try:
-                worker = Worker("benchmarks.steps:Step", {**given, "device": device_name, "threads": threads}, form)
-                stack.enter_context(worker)
-                worker.ask("measure", count=1)  # compiles, and finds out whether the memory is enough
-            except CrisEdgeError as error:
-                failures.append({"case": form, "error": str(error)})
+            worker = pool.start("benchmarks.steps:Step", {**given, "device": device_name, "threads": threads}, form)
+            if worker is None:
                 continue
-            workers.append(worker)
+            try:
+                worker.ask("measure", count=1)  # compiles, and shows whether the memory is enough
+            except CrisEdgeError as error:
+                pool.workers.remove(worker)
+                pool.failed(form, error)
+                continue
             rows.append({"recipe": recipe, "form": form, **worker.info})
-        if not workers:
-            raise RuntimeFailure("; ".join(f"{failure['case']}: {failure['error']}" for failure in failures))
-        gathered = interleave(workers, runs=runs, seconds=seconds, progress=say)
-        for row, worker in zip(rows, workers, strict=True):
+        if not rows:
+            raise RuntimeFailure("; ".join(f"{failure['case']}: {failure['error']}" for failure in pool.failures))
+        samples = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress)
+        plain = next((turns for row, turns in zip(rows, samples, strict=True) if row["form"] == "plain"), None)
+        for row, worker, turns in zip(rows, pool.workers, samples, strict=True):
             row["peak_memory"] = worker.ask("memory")
-    harness.against_plain(rows, gathered, ("recipe",))
-    return {"machine": device(), "load_before": before, "rows": rows, "failures": failures}
+            row["seconds"] = Spread.of(turns.of("whole")).to_dict()
+            row["times_faster_than_plain"] = ratio(turns.of("whole"), plain.of("whole")) if plain else None
+        return pool.document(rows=rows)
 
 
-def to_text(found: dict[str, Any], markdown: bool = False) -> str:
-    """Tables for people."""
-    names = ["", "device", "pixels", "images x sentences", "ms a step", "images/s", "times plain", "peak, GB"]
-    rows = []
-    for row in found["rows"]:
-        rows.append(
-            [
-                f"{row['recipe']}, {row['form']}",
-                row["device"],
-                str(row["input_size"]),
-                f"{row['images']} x {row['sentences'] // row['images']}",
-                harness.milliseconds(row["seconds"]),
-                f"{row['images'] / row['seconds']['median']:.2f}",
-                harness.times(row["times_faster_than_plain"]),
-                f"{row['peak_memory'] / 1e9:.2f}" if row["peak_memory"] else "",
-            ]
-        )
+def to_text(found: Document, markdown: bool = False) -> str:
+    """Tables of a result file."""
+    names = ["", "device", "pixels", "images x prompts", "ms a step", "images/s", "times plain", "peak, GB"]
+    rows = [
+        [
+            f"{row['recipe']}, {row['form']}",
+            row["device"],
+            str(row["input_size"]),
+            f"{row['images']} x {row['sentences'] // row['images']}",
+            harness.milliseconds(row["seconds"]),
+            f"{row['images'] / row['seconds']['median']:.2f}",
+            harness.times(row["times_faster_than_plain"]),
+            f"{row['peak_memory'] / 1e9:.2f}" if row["peak_memory"] else "",
+        ]
+        for row in found["rows"]
+    ]
     machine = found["machine"]
     versions = ", ".join(sorted({f"threads: {row['threads']}, PyTorch {row['torch']}" for row in found["rows"]}))
-    parts = [f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; {versions}"]
-    parts.append(table(names, rows, markdown=markdown))
-    parts += [f"failed: {failure['case']}: {failure['error']}" for failure in found["failures"]]
-    return "\n\n".join([*parts, *busy(found["load_before"])])
+    head = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; {versions}"
+    return "\n\n".join([head, table(names, rows, markdown=markdown), *harness.closing(found)])
 
 
 @click.command(help=__doc__)
-@click.option("--recipe", default="r50", show_default=True, help="Whose step.")
-@click.option("--form", "forms", multiple=True, type=click.Choice(list(FORMS)), default=list(FORMS), help="[all]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=2, show_default=True, help="Images of a step.")
+@click.option("--recipe", default="r50", show_default=True, help="Name of the recipe.")
+@click.option(
+    "--form", "forms", multiple=True, type=click.Choice(list(FORMS)), default=list(FORMS), help="[default: all]"
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=2, show_default=True, help="Images per step.")
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda.")
 @harness.options(seconds=60.0, runs=20)
 def main(output: Path | None, markdown: bool, batch_size: int, **options: Any) -> None:
-    """Read the command line."""
+    """Run the command line."""
     harness.conclude(
-        lambda: measure(say=harness.tell, changes={"batch_size": batch_size}, **options),
-        to_dict=dict,
-        to_text=to_text,
+        lambda: measure(progress=harness.progress, changes={"batch_size": batch_size}, **options),
+        to_text,
         output=output,
         markdown=markdown,
     )

@@ -1,13 +1,11 @@
-"""Trials: small runs of equal budget, trained one after the other and scored on the same data.
+"""Trials: small training runs of equal budget, one after the other, scored on the same data.
 
-A trial lives in a folder of its own, so that a comparison that was stopped continues where it was: what is finished is
-not trained again, what is not continues from its checkpoint, and what is scored is not scored again.
+Each trial has a folder of its own, so that a stopped comparison resumes: finished trials are not trained again, others
+resume from their checkpoint, and scores are kept.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
@@ -23,8 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import click
 import numpy as np
 import torch
+from scipy import stats
 
-from benchmarks.harness import Command, together
+from benchmarks.harness import RESULTS, Command, together
 from cris_edge.benchmark.results import device as machine
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import write_whole
@@ -40,11 +39,10 @@ from training.recipes import recipe
 logger = logging.getLogger("cris_edge.benchmarks")
 
 SCENES = ("scenes:val:500:2026", "scenes:compositions:500:2026", "scenes:relations:500:2026")
-"""What trials on drawn scenes are scored on; the figures of the embedded model are of the first."""
+"""Synthetic scenes to score on."""
 SCORES = "scores.json"
-RESAMPLES = 2000
 FIGURES = ("mIoU", "oIoU", "Pr@50", "Pr@60", "Pr@70", "Pr@80", "Pr@90")
-# What may differ between the start of a run and its continuation without another result.
+# May differ between the start of a run and its continuation without changing the result.
 _HARMLESS = frozenset(("threads", "workers", "prefetch", "log_every", "checkpoint_every", "validate_every"))
 
 
@@ -53,28 +51,26 @@ class Trial:
     """One run of a comparison.
 
     Attributes:
-        name: of its folder.
-        label: for people.
-        config: the run; None where `checkpoint` is only scored.
-        checkpoint: of a network that is there already.
+        name: Name of its folder.
+        label: Name for people.
+        config: The run.
     """
 
     name: str
     label: str
-    config: RunConfig | None
-    checkpoint: Path | None = None
+    config: RunConfig
 
 
 @dataclass
 class Outcome:
-    """What became of a trial.
+    """The result of a trial.
 
     Attributes:
-        trial: itself.
-        parameters: of its network.
-        seconds: that its training took, checkpoints and waiting for data included; 0 where it was not trained here.
-        reports: by data, as `training.report.Report.to_dict` gives them.
-        ious: by data, the example's number and the IoU of every sentence.
+        trial: The trial.
+        parameters: Count of its network.
+        seconds: Training time, with checkpoints and waiting for data.
+        reports: By data, `training.report.Report.to_dict`.
+        ious: By data, the example's index and the IoU of every prompt.
     """
 
     trial: Trial
@@ -84,15 +80,15 @@ class Outcome:
     ious: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Lines of a CSV file, one for each data."""
-        config = self.trial.config
+        """Rows of a CSV file, one per data."""
+        loop = self.trial.config.loop
         for data, report in self.reports.items():
             low, high = report["intervals"]["mIoU"]
             yield {
                 "trial": self.trial.name,
                 "parameters": self.parameters,
-                "steps": config.loop.steps if config else None,
-                "seed": config.loop.seed if config else None,
+                "steps": loop.steps,
+                "seed": loop.seed,
                 "training_seconds": round(self.seconds, 1),
                 "data": data,
                 "samples": report["samples"],
@@ -103,32 +99,32 @@ class Outcome:
 
 
 def plan(name: str, steps: int, changes: Mapping[str, Any]) -> RunConfig:
-    """A recipe with the budget of a comparison; it is not validated on its way, the end alone counts.
+    """A recipe with the budget of a comparison and no validation on the way.
 
     Raises:
-        OptionError: there is no such recipe or field.
+        OptionError: The recipe or a field is unknown.
     """
     return override(recipe(name), {"val": None, **changes, "steps": steps})
 
 
 def settings(given: Sequence[str]) -> dict[str, str]:
-    """``NAME=VALUE`` as a mapping; names are those of the run's fields, with ``-`` or ``_``.
+    """Parse ``NAME=VALUE``; names are those of the run's fields, with ``-`` or ``_``.
 
     Raises:
-        OptionError: there is no ``=``.
+        OptionError: An entry has no ``=``.
     """
     pairs = [text.partition("=") for text in given]
     for text, (_, sign, _) in zip(given, pairs, strict=True):
         if not sign:
-            raise OptionError(f"--set {text} cannot be read; give NAME=VALUE, such as learning_rate=1e-3.")
+            raise OptionError(f"--set {text} is not NAME=VALUE; write, for example, learning_rate=1e-3.")
     return {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
 
 
 def run(trials: Sequence[Trial], output: Path, data: Sequence[str], *, device: str = "auto") -> Iterator[Outcome]:
-    """Train and score each trial that is not done yet; yields what became of each, in order.
+    """Train and score each trial that is not done yet; yields the outcomes in order.
 
     Raises:
-        CrisEdgeError: a folder holds another run, the data cannot be used, or a training was stopped or diverged.
+        CrisEdgeError: A folder holds another run, the data cannot be used, or a training was stopped or diverged.
     """
     processes = join(device)
     if processes.device.type == "cpu":
@@ -136,42 +132,37 @@ def run(trials: Sequence[Trial], output: Path, data: Sequence[str], *, device: s
     for number, trial in enumerate(trials, start=1):
         logger.info("%d of %d: %s", number, len(trials), trial.label)
         folder = output / trial.name
-        if trial.config is not None:
-            _train(trial.config, folder, processes)
+        _train(trial.config, folder, processes)
         yield _score(trial, folder, data, processes.device)
 
 
-def options(recipe_of: str) -> Callable[[Command], Command]:
-    """The options that every comparison of trainings takes; `recipe_of` says whose recipe it is."""
+def options(command: Command) -> Command:
+    """Add the options of a comparison of trainings."""
     folder = click.Path(file_okay=False, path_type=Path)
-    return together(
+    add = together(
         click.option("--output", type=folder, required=True, help="Folder of the runs."),
-        click.option("--recipe", default="nano-scenes", show_default=True, help=recipe_of),
-        click.option("--steps", type=click.IntRange(min=1), required=True, help="Of each run."),
-        click.option("--data", multiple=True, default=SCENES, show_default=True, help="To score on; may be several."),
-        click.option(
-            "--set", "given", multiple=True, metavar="NAME=VALUE", help="A field of every run; may be several."
-        ),
+        click.option("--recipe", default="nano-scenes", show_default=True, help="Recipe that every row changes."),
+        click.option("--steps", type=click.IntRange(min=1), required=True, help="Steps of each run."),
+        click.option("--data", multiple=True, default=SCENES, show_default=True, help="Data to score on; repeatable."),
+        click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="Field of every run; repeatable."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda."),
         click.option(
-            "--results",
-            type=folder,
-            default=Path(__file__).parent / "results",
-            help="Folder for the tables.  [default: benchmarks/results]",
+            "--results", type=folder, default=RESULTS, help="Folder for the tables.  [default: benchmarks/results]"
         ),
     )
+    return add(command)
 
 
-def said(data: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The words of a command line for options that differ from the defaults."""
+def arguments(data: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The command line's arguments for options that differ from the defaults."""
     return [*(f"--data {name}" for name in data if data != SCENES), *(f"--set {text}" for text in given)]
 
 
 def conclude(outcomes: Iterator[Outcome], write: Callable[[list[Outcome]], str]) -> None:
-    """Call `write` with all outcomes so far after each, and print what it returned last; an error ends with status 1.
+    """Call `write` after each outcome with all so far, and print its last page; exit with status 1 on an error.
 
     Args:
-        outcomes: of `run`.
+        outcomes: From `run`.
         write: Writes the tables; returns the page.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -182,7 +173,7 @@ def conclude(outcomes: Iterator[Outcome], write: Callable[[list[Outcome]], str])
             known.append(outcome)
             page = write(known)
     except StoppedError:
-        click.echo("stopped; the same command continues", err=True)
+        click.echo("stopped; run the same command to resume", err=True)
         sys.exit(1)
     except (CrisEdgeError, OSError) as error:
         click.echo(f"error: {error}", err=True)
@@ -191,52 +182,46 @@ def conclude(outcomes: Iterator[Outcome], write: Callable[[list[Outcome]], str])
 
 
 def difference(ours: Outcome, theirs: Outcome, data: str) -> tuple[float, float, float]:
-    """How far the mIoU of `ours` is above that of `theirs` in points, and the ends of the 95 % interval.
+    """How many points the mIoU of `ours` is above that of `theirs`, with the ends of its 95 % interval.
 
-    Both were asked the same sentences, so that images are drawn with replacement for both at once (paired bootstrap).
-    Another seed of the training would move the figure too; that is not in the interval.
+    A paired bootstrap over images: both were scored on the same prompts. It does not cover the training's seed.
     """
-    pairs = list(zip(ours.ious[data], theirs.ious[data], strict=True))
     sums: dict[int, list[float]] = {}
-    for (image, mine), (other, yours) in pairs:
+    for (image, mine), (other, yours) in zip(ours.ious[data], theirs.ious[data], strict=True):
         if image != other:
-            raise ValueError(f"the scores of {ours.trial.name} and {theirs.trial.name} are of different sentences")
+            raise ValueError(f"the scores of {ours.trial.name} and {theirs.trial.name} are of different prompts")
         total = sums.setdefault(image, [0.0, 0.0])
-        total[0] += mine - yours
+        total[0] += 100 * (mine - yours)
         total[1] += 1
-    table = np.array(list(sums.values()))
-    draws = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
-    drawn = table[draws].sum(axis=1)
-    low, high = np.quantile(100 * drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
-    return float(100 * table[:, 0].sum() / table[:, 1].sum()), float(low), float(high)
-
-
-def to_csv(outcomes: Sequence[Outcome], extra: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-    """All rows of all outcomes; `extra` adds columns by the trial's name."""
-    rows = [{**row, **(extra or {}).get(row["trial"], {})} for outcome in outcomes for row in outcome.rows()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["trial"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    gains, counts = np.array(list(sums.values())).T
+    found = stats.bootstrap(
+        (gains, counts),
+        lambda gain, count, axis: gain.sum(axis) / count.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(gains.sum() / counts.sum()), float(found.low), float(found.high)
 
 
 def heading(trials: Sequence[Trial]) -> str:
-    """What was compared, and on what: a paragraph."""
-    config = next(trial.config for trial in trials if trial.config is not None)
-    loop, told = config.loop, machine()
+    """A paragraph with the budget, the data and the machine."""
+    config = trials[0].config
+    loop, host = config.loop, machine()
     sizes = ", ".join(map(str, loop.sizes or (config.architecture.input_size,)))
-    threads, sentences = loop.threads or torch.get_num_threads(), config.data.sentences_per_image
+    threads, prompts = loop.threads or torch.get_num_threads(), config.data.sentences_per_image
     return (
-        f"Each run: {loop.steps} steps of {loop.batch_size} images with {sentences} sentences, at "
-        f"{sizes} pixels, of {config.data.train}, seed {loop.seed}, in {loop.precision}; on {told['processor']}, "
-        f"{told['cores']} cores, threads: {threads}, PyTorch {torch.__version__}. Accuracy: every sentence on the "
+        f"Each run: {loop.steps} steps of {loop.batch_size} images with {prompts} prompts, at "
+        f"{sizes} pixels, of {config.data.train}, seed {loop.seed}, in {loop.precision}; on {host['processor']}, "
+        f"{host['cores']} cores, threads: {threads}, PyTorch {torch.__version__}. Accuracy: every prompt on the "
         "original image, threshold 0.35, in float32, with 95 % intervals (bootstrap over images)."
     )
 
 
 def score_cells(outcome: Outcome, data: Sequence[str]) -> list[str]:
-    """The mIoU on each data with its interval, for a table."""
+    """Table cells: the mIoU on each data with its interval."""
     cells = []
     for name in data:
         report = outcome.reports[name]
@@ -246,18 +231,18 @@ def score_cells(outcome: Outcome, data: Sequence[str]) -> list[str]:
 
 
 def difference_cells(ours: Outcome, theirs: Outcome, data: Sequence[str]) -> list[str]:
-    """The difference on each data with its interval, for a table."""
+    """Table cells: the difference on each data with its interval."""
     found = [[round(value, 1) + 0.0 for value in difference(ours, theirs, name)] for name in data]  # no "-0.0"
     return ["{:+.1f} ({:+.1f} to {:+.1f})".format(*values) for values in found]
 
 
 def titles(data: Sequence[str]) -> list[str]:
-    """Short names of data: the split of drawn scenes, the stem of a file."""
+    """Short names of data: the split of synthetic scenes, the stem of a file."""
     return [name.split(":")[1] if name.startswith("scenes:") else Path(name).stem for name in data]
 
 
 def _train(config: RunConfig, folder: Path, processes: Processes) -> None:
-    """Train to the end, from where the folder's checkpoint is."""
+    """Train to the end, resuming from the folder's checkpoint."""
     last = folder / LAST
     if last.exists():
         saved = read_checkpoint(last)["training"]
@@ -277,16 +262,15 @@ def _require_same(before: Mapping[str, Any], config: RunConfig, folder: Path) ->
             found = before.get(group, {}).get(name, value)
             if name not in _HARMLESS and found != value:
                 raise OptionError(
-                    f"{folder} holds a run with {option(name)} {found}, but this comparison has {value}; give another "
-                    "--output, or the options that it was begun with."
+                    f"{folder} holds a run with {option(name)} {found}, but this comparison has {value}; use another "
+                    "--output, or the options of that run."
                 )
 
 
 def _score(trial: Trial, folder: Path, data: Sequence[str], device: torch.device) -> Outcome:
-    """Score on what was not scored yet with these weights."""
-    checkpoint = trial.checkpoint or folder / LAST
+    """Score on the data for which the folder has no scores of these weights."""
+    checkpoint = folder / LAST
     model = load_model(checkpoint).to(device)
-    folder.mkdir(parents=True, exist_ok=True)  # nothing was trained here where the checkpoint was given
     path, digest = folder / SCORES, sha256(checkpoint)
     known: dict[str, Any] = {"checkpoint": digest, "data": {}}
     if path.exists():
@@ -308,28 +292,9 @@ def _score(trial: Trial, folder: Path, data: Sequence[str], device: torch.device
 
 
 def _seconds(folder: Path) -> float:
-    """What the steps took, by the run's own metrics."""
+    """Time of the steps, from the run's metrics."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return 0.0
     records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return float(sum(record.get("seconds", 0.0) for record in records))
-
-
-__all__ = [
-    "SCENES",
-    "Outcome",
-    "Trial",
-    "conclude",
-    "difference",
-    "difference_cells",
-    "heading",
-    "options",
-    "plan",
-    "run",
-    "said",
-    "score_cells",
-    "settings",
-    "titles",
-    "to_csv",
-]

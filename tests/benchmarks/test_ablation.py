@@ -1,4 +1,4 @@
-"""Trials of equal budget: each is trained once, continued where it was stopped, and scored on the same sentences."""
+"""Trials of equal budget: each is trained once, resumed where it was stopped, and scored on the same prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from benchmarks import ablation, trials
 from benchmarks.trials import Outcome, Trial, difference, run, settings
 from cris_edge.errors import OptionError
-from training.checkpoint import load_model, save_model
+from training.checkpoint import load_model
 from training.engine import StoppedError, Trainer
 
 pytest.importorskip("matplotlib")
@@ -33,17 +33,17 @@ def arguments(folder: Path, steps: int = 2, **changes: str) -> list[str]:
     return [*places, "--steps", str(steps), *(f"--data={data}" for data in DATA), *given]
 
 
-def ask(command: object, words: list[str]) -> Result:
-    result = CliRunner().invoke(command, words)  # type: ignore[arg-type]
+def invoke(command: object, arguments: list[str]) -> Result:
+    result = CliRunner().invoke(command, arguments)  # type: ignore[arg-type]
     assert result.exit_code == 0, result.output
     return result
 
 
 def outcome(name: str, ious: list[tuple[int, float]]) -> Outcome:
-    return Outcome(Trial(name, name, None), 1, ious={"d": ious})
+    return Outcome(Trial(name, name, trials.plan("nano-scenes", 1, {})), 1, ious={"d": ious})
 
 
-def test_rows_differ_in_nothing_but_what_they_are_named_for() -> None:
+def test_rows_differ_only_in_their_own_fields() -> None:
     planned = ablation.plan("nano-scenes", 7, ablation.PAPER + ablation.REST, {"seed": 3})
     assert {(on, n) for on, n in planned} == {(on, n) for on in (True, False) for n in range(5)}
     base = trials.plan("nano-scenes", 7, {"seed": 3}).to_dict()
@@ -55,10 +55,10 @@ def test_rows_differ_in_nothing_but_what_they_are_named_for() -> None:
         assert {**found, "architecture": None} == {**base, "architecture": None}
 
 
-def test_questions_are_asked_of_the_rows_that_are_there() -> None:
-    asked = [(ours, theirs) for _, ours, theirs in ablation.pairs(ablation.PAPER)]
-    assert ((True, 0), (False, 0)) in asked and ((True, 4), (True, 3)) in asked and ((False, 1), (False, 0)) in asked
-    assert len(asked) == 2 + 4 + 1
+def test_comparisons_need_both_rows() -> None:
+    found = [(ours, theirs) for _, ours, theirs in ablation.pairs(ablation.PAPER)]
+    assert ((True, 0), (False, 0)) in found and ((True, 4), (True, 3)) in found and ((False, 1), (False, 0)) in found
+    assert len(found) == 2 + 4 + 1
     assert ablation.pairs([(True, 2)]) == []
     assert ablation._papers((True, 1), (True, 0)) == "+4.0"  # 68.66 less 64.64
     assert ablation._papers((False, 2), (False, 1)) == ""
@@ -72,13 +72,13 @@ def test_a_difference_is_paired() -> None:
     uneven = outcome("c", [(0, 0.1), (0, 0.3), (1, 0.9), (2, 0.9)])
     middle, low, high = difference(uneven, theirs, "d")
     assert middle == pytest.approx(10.0) and low < middle < high
-    with pytest.raises(ValueError, match="different sentences"):
+    with pytest.raises(ValueError, match="different prompts"):
         difference(outcome("d", [(5, 0.1)]), outcome("e", [(6, 0.1)]), "d")
 
 
 def test_the_whole_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "PAPER", ((False, 0), (True, 0), (True, 1)))  # each row takes seconds
-    text = ask(ablation.main, arguments(tmp_path)).stdout
+    text = invoke(ablation.main, arguments(tmp_path)).stdout
     results = tmp_path / "results"
     with (results / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -96,7 +96,7 @@ def test_the_whole_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # Again: nothing is trained, nothing is scored.
     monkeypatch.setattr(trials, "Trainer", None)
     monkeypatch.setattr(trials, "score", None)
-    assert ask(ablation.main, arguments(tmp_path)).stdout == text
+    assert invoke(ablation.main, arguments(tmp_path)).stdout == text
     # Another budget in the same folder would compare what cannot be compared.
     result = CliRunner().invoke(ablation.main, arguments(tmp_path, steps=3))
     assert result.exit_code == 1 and "--steps 2, but this comparison has 3" in result.stderr
@@ -104,7 +104,7 @@ def test_the_whole_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert result.exit_code == 1 and "--learning-rate" in result.stderr
 
 
-def test_a_trial_that_was_stopped_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_trial_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = trials.plan("nano-scenes", 3, SMALL)
     step, taken = Trainer.train_step, []
 
@@ -124,19 +124,17 @@ def test_a_trial_that_was_stopped_continues(tmp_path: Path, monkeypatch: pytest.
     assert found.parameters == sum(parameter.numel() for parameter in load_model(tmp_path / "one/last.pt").parameters())
     assert found.seconds > 0
 
-    # Other weights in the folder are scored anew.
+    # Other weights in the folder are scored again.
     before = json.loads((tmp_path / "one" / "scores.json").read_text())
-    model = load_model(tmp_path / "one" / "last.pt")
-    with torch.no_grad():
-        model.proj.txt.bias += 1
-    save_model(tmp_path / "other.pt", model)
-    other = Trial("one", "one", None, tmp_path / "other.pt")
-    list(run([other], tmp_path, DATA[:1], device="cpu"))
+    content = torch.load(tmp_path / "one" / "last.pt", weights_only=False)
+    next(tensor for name, tensor in content["state_dict"].items() if name.endswith("proj.txt.bias")).add_(1)
+    torch.save(content, tmp_path / "one" / "last.pt")
+    list(run([trial], tmp_path, DATA[:1], device="cpu"))
     after = json.loads((tmp_path / "one" / "scores.json").read_text())
-    assert after["checkpoint"] != before["checkpoint"]
+    assert after["checkpoint"] != before["checkpoint"] and taken == [0, 1, 2]
 
 
-def test_wrong_words_are_refused(tmp_path: Path) -> None:
+def test_unknown_settings_are_refused(tmp_path: Path) -> None:
     assert settings(["learning-rate = 1e-3", "sizes="]) == {"learning_rate": "1e-3", "sizes": ""}
     with pytest.raises(OptionError, match="NAME=VALUE"):
         settings(["learning_rate"])

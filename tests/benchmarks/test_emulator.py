@@ -1,11 +1,14 @@
-"""What is asked of the emulator is asked of all, and the figures are those of the masks."""
+"""All networks get the same pairs, and the figures are those of the masks."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from benchmarks.emulator import main, measure, table
+from benchmarks.emulator import main, measure, to_text
 
 SIZE = 128
 
@@ -24,7 +27,7 @@ class Constant:
         return np.full((len(tokens), 1, SIZE // 4, SIZE // 4), self._logit, np.float32)
 
 
-def test_all_are_asked_the_same_and_compared_with_the_first():
+def test_all_get_the_same_pairs_and_are_compared_with_the_first():
     everything, same, nothing = Constant("all", 9), Constant("same", 8), Constant("none", -9)
     rows = measure([everything, same, nothing], "scenes:val:3:1", 2, 0.35)
     assert everything.asked == same.asked == nothing.asked == 6
@@ -35,9 +38,10 @@ def test_all_are_asked_the_same_and_compared_with_the_first():
     assert 0 < rows[0]["mIoU"] == rows[1]["mIoU"] < 100
     assert rows[2]["mIoU"] == 0
     assert all(row["seconds_per_pair"] > 0 for row in rows)
-    assert "same" in table(rows)
+    assert "same" in to_text({"rows": rows})
 
 
-def test_a_bundle_without_such_graphs_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path):
-    assert main(["--bundle", str(tmp_path / "nowhere")]) == 1
-    assert capsys.readouterr().err.startswith("error: There is no model folder")
+def test_a_missing_bundle_is_reported_in_one_line(tmp_path: Path):
+    result = CliRunner().invoke(main, ["--bundle", str(tmp_path / "nowhere")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and "nowhere" in result.stderr and result.stderr.count("\n") == 1

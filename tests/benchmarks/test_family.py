@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import family
-from benchmarks.family import MEMBERS, Family, Member, measure
-from cris_edge.benchmark.rounds import LatencySamples
+from benchmarks.family import MEMBERS, measure, to_markdown, write
+from cris_edge.benchmark.spread import Spread
 from cris_edge.errors import OptionError
 from training.recipes import RECIPES
 
@@ -23,13 +23,20 @@ SMALL = {
 }  # fmt: skip
 
 
-def member(name: str, milliseconds: float, **given: object) -> Member:
-    turns = LatencySamples()
-    turns.blocks = [[{"whole": milliseconds / 1e3, "next": milliseconds / 2e3}] * 3] * 6
-    macs = {"image_encoder": 10**9, "text_encoder": 10**8, "mask_decoder": 2 * 10**8}
-    made = Member(name, 224, 5_000_000, 3_000_000, macs, **given)  # type: ignore[arg-type]
-    made.turns, made.versions, made.memory = {"onnxruntime": turns}, {"onnxruntime": "1.0"}, {"onnxruntime": 10**8}
-    return made
+def member(name: str, milliseconds: float, accuracy: float | None = None) -> dict[str, object]:
+    seconds = {
+        stage: Spread.of([[milliseconds / 1e3 / divisor] * 3] * 6).to_dict()
+        for stage, divisor in (("whole", 1), ("next", 2))
+    }
+    return {
+        "name": name, "input_size": 224, "parameters": 5_000_000, "token_table": 3_000_000, "recorded_mIoU": accuracy,
+        "macs": {"image_encoder": 10**9, "text_encoder": 10**8, "mask_decoder": 2 * 10**8},
+        "runtimes": {"onnxruntime": {"version": "1.0", "peak_memory": 10**8, "seconds": seconds}},
+    }  # fmt: skip
+
+
+def document(*members: dict[str, object]) -> dict[str, object]:
+    return {"machine": machine(), "threads": 2, "load_before": None, "failures": [], "members": list(members)}
 
 
 def machine() -> dict[str, object]:
@@ -44,35 +51,38 @@ def test_members_are_recipes() -> None:
 
 
 def test_tables(tmp_path: Path) -> None:
-    found = Family(machine(), 2, [member("nano", 4.0), member("tiny", 12.0)], ["onnxruntime", "pytorch"])
-    text = found.to_markdown()
-    assert "| 1.30 |" in " ".join(text.split()) and "| 0.30 |" in " ".join(text.split())  # GMAC; of the next sentence
+    tiny = member("tiny", 12.0)
+    tiny["runtimes"]["pytorch"] = tiny["runtimes"]["onnxruntime"]  # type: ignore[index]
+    found = document(member("nano", 4.0), {**tiny, "note": "an earlier network"})
+    text = to_markdown(found)
+    assert "| 1.30 |" in " ".join(text.split()) and "| 0.30 |" in " ".join(text.split())  # GMAC; of the next prompt
     assert "12.00 ±0.00" in text and "6.00 ±0.00" in text and "mIoU" not in text
-    paths = found.write(tmp_path / "new")
-    assert [path.name for path in paths] == ["family.md", "family.csv", "family.json"]
-    with paths[1].open() as file:
+    assert "| tiny † |" in text and "† tiny: an earlier network" in text
+    write(found, tmp_path / "new")
+    with (tmp_path / "new" / "family.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["member"] for row in rows] == ["nano", "tiny"]
-    assert float(rows[1]["onnxruntime_whole_median_ms"]) == 12 and rows[1]["pytorch_whole_median_ms"] == ""
-    assert json.loads(paths[2].read_text())["members"][0]["macs"]["text_encoder"] == 10**8
-    scored = Family(machine(), 2, [member("nano", 4.0, accuracy=61.25)], ["onnxruntime"]).to_markdown()
+    assert float(rows[1]["onnxruntime_whole_median_ms"]) == 12 and rows[0]["pytorch_whole_median_ms"] == ""
+    assert json.loads((tmp_path / "new" / "family.json").read_text()) == found
+    assert (tmp_path / "new" / "family.md").read_text() == text
+    scored = to_markdown(document(member("nano", 4.0, 61.25)))
     assert "mIoU recorded" in scored and "61.2" in scored
 
 
 @pytest.mark.slow
 def test_a_member_from_recipe_to_table(tmp_path: Path) -> None:
     found = measure(("nano",), folder=tmp_path, threads=1, runs=2, seconds=0, architecture=SMALL)
-    assert not found.failures
-    (nano,) = found.members
-    assert set(nano.turns) == set(found.runtimes) >= {"onnxruntime", "pytorch"}
-    assert nano.input_size == 64 and nano.parameters > nano.embeddings > 49_000 * 32
-    assert 0 < nano.next_macs < sum(nano.macs.values())
-    assert all(peak is None or peak > 2e7 for peak in nano.memory.values())
-    again = measure(("nano",), folder=tmp_path, threads=1, runs=2, seconds=0)  # the export is there already
-    assert again.members[0].macs == nano.macs
+    assert not found["failures"]
+    (nano,) = found["members"]
+    assert set(nano["runtimes"]) >= {"onnxruntime", "pytorch"}
+    assert nano["input_size"] == 64 and nano["parameters"] > nano["token_table"] > 49_000 * 32
+    assert all(count > 0 for count in nano["macs"].values()) and len(nano["checkpoint"]["sha256"]) == 64
+    assert all(row["peak_memory"] is None or row["peak_memory"] > 2e7 for row in nano["runtimes"].values())
+    again = measure(("nano",), folder=tmp_path, threads=1, runs=2, seconds=0)  # reuses the export
+    assert again["members"][0]["macs"] == nano["macs"]
 
 
-def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
+def test_a_failed_export_is_reported(tmp_path: Path) -> None:
     (tmp_path / "nano.pt").write_bytes(b"PK")
     with pytest.raises(OptionError, match="choose from nano"):
         measure(("giant",))

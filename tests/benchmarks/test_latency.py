@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.latency import PEERS, Comparison, Entry, compare, main
+from benchmarks.latency import PEERS, Comparison, Entry, against, compare, main, to_text
 from benchmarks.peers import Exporter, plain, pytorch
 from cris_edge.benchmark.rounds import LatencySamples
 from cris_edge.benchmark.runner import PROMPT, synthetic_image
@@ -96,20 +96,19 @@ def test_ratios_are_against_the_better_memory_format():
     slow = entry("pytorch", "contiguous", turns((2.0, 1.9), (4.0, 3.8)))
     fast = entry("pytorch-channels-last", "channels last", turns((1.0, 0.9), (2.0, 1.9)), peak=200)
     ours = entry("bundle", "ours", turns((0.1, 0.05), (0.2, 0.1)), runtime="openvino", peak=50)
-    found = Comparison({}, [slow, fast, ours], [], {}, None)
-    assert found.base is fast
-    against = found.against(fast, ours)
-    assert against["whole"]["ratio"] == pytest.approx(10)
-    # The next sentence is held against all of PyTorch's work: it keeps nothing of the image.
-    assert against["next"]["ratio"] == pytest.approx(20)
-    assert against["memory"] == 0.25
+    assert Comparison([slow, fast, ours]).base is fast
+    ratios = against(fast, ours)
+    assert ratios["whole"]["ratio"] == pytest.approx(10)
+    # The next prompt is compared with all of PyTorch's work: it reuses nothing of the image.
+    assert ratios["next"]["ratio"] == pytest.approx(20)
+    assert ratios["memory"] == 0.25
 
 
-def test_rearranged_is_held_against_plain_in_the_same_runtime_and_precision():
+def test_bundles_are_compared_with_the_plain_export_in_the_same_runtime_and_precision():
     ours = entry("bundle", "ours", turns((1.0, 0.5)), runtime="openvino")
     other = entry("onnxruntime-plain", "plain", turns((9.0, 9.0)), runtime="onnxruntime, plain export")
     same = entry("openvino-plain", "plain", turns((1.5, 1.5)), runtime="openvino, plain export")
-    rows = Comparison({}, [other, same, ours], [], {}, None).to_dict()["entries"]
+    rows = Comparison([other, same, ours]).to_dict()["entries"]
     assert rows[2]["against_plain"]["whole"]["ratio"] == pytest.approx(1.5)
     assert rows[0]["against_plain"] is None
 
@@ -121,7 +120,7 @@ def test_share_outside_the_network():
 
 def test_peers_are_measured_together(checkpoint):
     found = compare(checkpoint, [], peers=("pytorch", "pytorch-channels-last"), threads=1, runs=2, seconds=0)
-    assert not found.failures
+    assert not found.document["failures"]
     assert [len(entry.turns.blocks) for entry in found.entries] == [2, 2]
     assert found.entries[1].difference is not None
     assert found.entries[1].difference < 1e-4
@@ -148,21 +147,18 @@ def test_one_run_of_all(checkpoint, folder):
     torch_peak, plain_peak = (row["memory"]["peak"] for row in found["entries"][:2])
     assert plain_peak < 0.8 * torch_peak  # torch is not in the process of an export
     assert found["entries"][2]["against_plain"]["whole"]["ratio"] > 0
+    assert found["bundles"][0]["digest"] and not found["bundles"][0]["default"] and found["checkpoint"]["sha256"]
     assert found["entries"][0]["against_pytorch"]["whole"]["ratio"] == 1
     assert "| bundle, onnxruntime float32" in result.stdout
 
 
-def test_what_cannot_run_is_told(tmp_path):
+def test_failures_are_reported(tmp_path):
     found = compare(tmp_path / "absent.pth", [], peers=("pytorch",), threads=1)
     assert not found.entries
     assert found.base is None
-    assert [failure["case"] for failure in found.failures] == ["PyTorch eager, contiguous, float32"]
-    assert "absent.pth" in found.failures[0]["error"]
-    assert "failed: PyTorch eager" in Comparison(_machine(), [], found.failures, {}, None).to_text()
-
-
-def _machine() -> dict[str, object]:
-    return {"processor": "a processor", "cores": 2, "system": "a system", "instruction_sets": ["AVX2"]}
+    assert [failure["case"] for failure in found.document["failures"]] == ["PyTorch eager, contiguous, float32"]
+    assert "absent.pth" in found.document["failures"][0]["error"]
+    assert "failed: PyTorch eager" in to_text(found.to_dict())
 
 
 def test_unknown_peer():
@@ -178,6 +174,6 @@ def test_unknown_peer():
 def test_slow_forms_of_pytorch(checkpoint, folder, form, precision, tolerance):
     name = "pytorch-compiled" if form == "compiled" else "pytorch-bfloat16"
     found = compare(checkpoint, [], peers=("pytorch", name), threads=1, runs=3, seconds=0)
-    assert not found.failures
+    assert not found.document["failures"]
     assert found.entries[1].difference is not None
     assert found.entries[1].difference < tolerance

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(small_recipes: Tables, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="decoder_layers 3, but recipe r50-contrastive-n1 has 1"):
         add_accuracies(small_recipes, tmp_path / "wrong", (), "cpu")
     checkpoint(tmp_path / "none" / "mine.pt")
-    with pytest.raises(DataError, match="named by a recipe"):
+    with pytest.raises(DataError, match="named after a recipe"):
         add_accuracies(small_recipes, tmp_path / "none", (), "cpu")
     for words in (["--checkpoints", "gone"], ["--data", "val.jsonl"]):
         result = CliRunner().invoke(paper.main, words)

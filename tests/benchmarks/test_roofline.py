@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.chain import Chain, chain
-from benchmarks.roofline import Rate, Roofline, main, measure
+from benchmarks.roofline import Rate, Roofline, main, measure, to_text
 from cris_edge.backends import ort, registry
 from cris_edge.benchmark.spread import Spread
 from runtimes.cost import multiply_accumulates
@@ -26,7 +26,7 @@ def rate(label: str, precision: str, macs: int, seconds: float) -> Rate:
 def roofline(*graphs: Rate) -> Roofline:
     chains = [rate("a", "int8", 1000, 1.0), rate("b", "int8", 1000, 0.5), rate("c", "float32", 1000, 2.0)]
     machine = {"processor": "a processor", "cores": 2, "instruction_sets": ["AVX2"]}
-    return Roofline(machine, chains, list(graphs), [], None)
+    return Roofline(chains, list(graphs), {"machine": machine, "failures": [], "load_before": None})
 
 
 def test_the_chain_is_what_it_says():
@@ -67,13 +67,13 @@ def test_peak_and_fraction():
     assert [found.fraction(graph) for graph in found.graphs] == [0.25, 0.2, None]
     rows = found.to_dict()["graphs"]
     assert rows[0]["fraction_of_peak"] == 0.25
-    assert "25%" in found.to_text()
-    assert "| g " in found.to_text(markdown=True)
+    assert "25%" in to_text(found.to_dict())
+    assert "| g " in to_text(found.to_dict(), markdown=True)
 
 
 def test_all_runtimes_in_one_run(tmp_path):
     found = measure([], shapes=((8, 8),), threads=1, runs=2, seconds=0)
-    assert not [failure for failure in found.failures if "bfloat16" not in failure["error"]]
+    assert not [failure for failure in found.document["failures"] if "bfloat16" not in failure["error"]]
     kinds = {(chain.label.partition(",")[0], chain.precision) for chain in found.chains}
     assert {(runtime, "float32") for runtime in registry.available()} <= kinds
     assert {precision for _, precision in kinds} >= {"float32", "int8"}

@@ -1,4 +1,4 @@
-"""Steps of training are those of the real loop, in every form, and what cannot run is told of."""
+"""Training steps of the real loop run in every form, and failures are reported."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_every_form_takes_steps_on_the_same_batch() -> None:
     assert [cell.strip() for cell in last.split("|")[1:4]] == ["cpu", "128", "2 x 4"]
 
 
-def test_what_cannot_run_is_told_of() -> None:
+def test_failures_are_reported() -> None:
     with pytest.raises(RuntimeFailure, match=r"plain: .*--accumulation 4"):
         measure("nano-scenes", forms=("plain",), changes={**SMALL, "accumulation": 4}, threads=1)
