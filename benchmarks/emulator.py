@@ -27,8 +27,8 @@ from cris_edge.bundle import Bundle
 from cris_edge.image import postprocess, preprocess
 from cris_edge.metrics import Scores, agreement, iou, overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
+from runtimes.htp_calibration import OnCpu
 from runtimes.network import Network
-from runtimes.qnn import OnCpu
 from training.checkpoint import load_model
 from training.data.samples import open_source
 from training.evaluate import BundlePredictor, Predictor, TorchPredictor

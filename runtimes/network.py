@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -20,18 +20,44 @@ Graph = Callable[[Mapping[str, Array]], Tensors]
 
 
 class DeployModule(Protocol):
-    """What `CRIS.deploy` returns three of: a module whose tensors are named, in order, beside it."""
+    """One of the three modules that are exported, with its tensors named in order.
+
+    The image encoder takes ``image``, the text encoder ``tokens``, the mask decoder what these two return; it returns
+    ``logits`` first.
+    """
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Names of what the module takes."""
+        """Names of the inputs."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of what it returns."""
+        """Names of the outputs."""
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
-        """Run it."""
+        """Return one tensor, or a tuple of several."""
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """Iterate over all submodules, as ``nn.Module`` does."""
+
+
+class Sizes(Protocol):
+    """What an export must know about an architecture."""
+
+    @property
+    def input_size(self) -> int:
+        """S, in pixels."""
+
+    @property
+    def word_len(self) -> int:
+        """L, in tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the manifest records."""
 
 
 class Network:
@@ -54,7 +80,11 @@ class Network:
 
     def decode(self, image_features: Mapping[str, Array], text_features: Mapping[str, Array]) -> Array:
         """Features of both encoders -> logits (1, 1, S/4, S/4) float32."""
-        return self._graphs["mask_decoder"]({**image_features, **text_features})["logits"]
+        return self.decode_all(image_features, text_features)["logits"]
+
+    def decode_all(self, image_features: Mapping[str, Array], text_features: Mapping[str, Array]) -> Tensors:
+        """Features of both encoders -> every output of the mask decoder by name."""
+        return self._graphs["mask_decoder"]({**image_features, **text_features})
 
     def logits(self, pixels: Array, tokens: Array) -> Array:
         """Image (1, 3, S, S) and k sentences (k, L) -> (k, 1, S/4, S/4); the image is encoded once."""

@@ -15,7 +15,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cris_edge.errors import ExportError
+from cris_edge.bundle.manifest import GraphSpec, TensorSpec
+from cris_edge.errors import ExportError, first_line
+from runtimes.cost import multiply_accumulates
 
 OPSET = 18  # the lowest that PyTorch's exporter writes by itself; read since ONNX Runtime 1.14 and OpenVINO 2023.1
 IR_VERSION = 8  # the one that came with opset 18; a newer number would only shut older readers out
@@ -46,7 +48,7 @@ def trace(name: str, module: Any, inputs: Mapping[str, Tensor], output_names: Se
             raise RuntimeError("torch.onnx.export returned nothing")
         model = program.model_proto
     except Exception as error:
-        raise ExportError(f"PyTorch could not export {name} to ONNX: {_first_line(error)}.") from error
+        raise ExportError(f"PyTorch could not export {name} to ONNX: {first_line(error)}.") from error
     _pin(model, name)
     _check(model, name, list(inputs), list(output_names))
     return model
@@ -123,16 +125,20 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def tensors(values: Sequence[onnx.ValueInfoProto]) -> list[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and dtype (as NumPy calls it) of a graph's inputs or outputs."""
-    return [
-        (
-            value.name,
-            tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim),
-            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+def spec(graph: onnx.ModelProto) -> GraphSpec:
+    """Return the inputs, outputs and multiply-accumulates of a graph, as a manifest states them."""
+    inputs, outputs = (
+        tuple(
+            TensorSpec(
+                value.name,
+                tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim),
+                helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            )
+            for value in values
         )
-        for value in values
-    ]
+        for values in (graph.graph.input, graph.graph.output)
+    )
+    return GraphSpec(inputs, outputs, multiply_accumulates(graph))
 
 
 def _pin(model: onnx.ModelProto, name: str) -> None:
@@ -172,7 +178,7 @@ def _check(model: onnx.ModelProto, name: str, inputs: list[str], outputs: list[s
         try:
             onnx.checker.check_model(model, full_check=True)
         except Exception as error:
-            raise ExportError(f"The {name} graph is not valid ONNX: {_first_line(error)}.") from error
+            raise ExportError(f"The {name} graph is not valid ONNX: {first_line(error)}.") from error
 
 
 @contextmanager
@@ -187,7 +193,3 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -79,11 +79,15 @@ class Reference:
     threshold: float
     rounding: float = 0.0
 
-    @cached_property
+    @property
     def decoded(self) -> list[Array]:
         """Logits of every pair by the deploy modules."""
+        return [outputs["logits"] for outputs in self._decoded]
+
+    @cached_property
+    def _decoded(self) -> list[Tensors]:
         network, (images, texts) = of_modules(self.modules), self._features
-        return [network.decode(images[image], texts[text]) for image, text in self.probes.pairs]
+        return [network.decode_all(images[image], texts[text]) for image, text in self.probes.pairs]
 
     @cached_property
     def _features(self) -> tuple[list[Tensors], list[Tensors]]:
@@ -102,12 +106,12 @@ class Reference:
         for (name, tokens), expected in zip(probes.sentences, text_features, strict=True):
             texts.append(network.encode_text(tokens))
             found.add("text_encoder", name, texts[-1], expected)
-        for pair, decoded, logits in zip(probes.pairs, self.decoded, self.logits, strict=True):
-            fed = network.decode(image_features[pair[0]], text_features[pair[1]])
-            chained = network.decode(images[pair[0]], texts[pair[1]])
-            for graph, ours, theirs in (("mask_decoder", fed, decoded), (CHAIN, chained, logits)):
-                found.add(graph, probes.name(pair), {"logits": ours}, {"logits": theirs})
-                found.add_mask(graph, logits_agreement(ours, theirs, self.threshold))
+        for pair, decoded, logits in zip(probes.pairs, self._decoded, self.logits, strict=True):
+            fed = network.decode_all(image_features[pair[0]], text_features[pair[1]])
+            chained = network.decode_all(images[pair[0]], texts[pair[1]])
+            for graph, ours, theirs in (("mask_decoder", fed, decoded), (CHAIN, chained, {"logits": logits})):
+                found.add(graph, probes.name(pair), ours, theirs)
+                found.add_mask(graph, logits_agreement(ours["logits"], theirs["logits"], self.threshold))
         return found
 
     def tolerances(self, precision: str, cost: Differences | None = None) -> dict[tuple[str, str], float]:
@@ -128,7 +132,7 @@ class Reference:
         largest = self._largest_values()
         if precision == "float32":
             stated = {
-                (graph, tensor): FLOAT32 * (max(1.0, value / SATURATED) if tensor == "logits" else value)
+                (graph, tensor): FLOAT32 * (max(1.0, value / SATURATED) if graph in ("mask_decoder", CHAIN) else value)
                 for (graph, tensor), value in largest.items()
             }
             stated[CHAIN, "logits"] = max(stated[CHAIN, "logits"], SLACK * self.rounding)
@@ -140,7 +144,7 @@ class Reference:
     def _largest_values(self) -> dict[tuple[str, str], float]:
         images, texts = self._features
         outputs = {"image_encoder": images, "text_encoder": texts}
-        outputs["mask_decoder"] = [{"logits": logits} for logits in self.decoded]
+        outputs["mask_decoder"] = self._decoded
         outputs[CHAIN] = [{"logits": logits} for logits in self.logits]
         return {
             (graph, tensor): max(float(np.abs(run[tensor]).max()) for run in runs) or 1.0

@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from cris_edge.bundle.manifest import GRAPHS
 from cris_edge.errors import ExportError
 from quantization.deploy_network import DeployNetwork
 from quantization.hooks import hook_storage
@@ -20,7 +21,7 @@ from quantization.layout import calls
 from quantization.quantizers import quantizers
 from runtimes import onnx_graph
 from runtimes.integer_graph import lower
-from runtimes.network import example_inputs, of_modules
+from runtimes.network import DeployModule, example_inputs, of_modules
 from runtimes.parity import CHAIN, REDUCED, Differences, Reference
 
 FORMS = ("onnxruntime", "openvino")
@@ -51,14 +52,19 @@ def in_form(network: DeployNetwork, form: str) -> DeployNetwork:
         ExportError: The form is unknown.
     """
     size, length = network.architecture.input_size, network.architecture.word_len
-    examples = example_inputs(
-        tuple(network.graphs.values()), np.zeros((1, 3, size, size), np.float32), np.ones((1, length), np.int64)
-    )
-    modules = [
-        module_in_form(name, module, examples[name], module.output_names, form)
-        for name, module in network.graphs.items()
+    modules = modules_of(network)
+    examples = example_inputs(modules, np.zeros((1, 3, size, size), np.float32), np.ones((1, length), np.int64))
+    formed = [
+        module_in_form(name, network.graphs[name], examples[name], module.output_names, form)
+        for name, module in zip(GRAPHS, modules, strict=True)
     ]
-    return DeployNetwork(network.architecture, modules).eval()
+    return DeployNetwork(network.architecture, formed).eval()
+
+
+def modules_of(network: DeployNetwork) -> tuple[DeployModule, ...]:
+    """Return the three modules in the order of `GRAPHS`."""
+    modules: tuple[Any, ...] = tuple(network.graphs[name] for name in GRAPHS)
+    return modules
 
 
 def module_in_form(

@@ -69,8 +69,8 @@ def run(network: Network, image: Array, tokens: Array) -> tuple[Tensors, Array]:
 
 
 def test_one_pair_through_the_emulator(tmp_path: Path) -> None:
-    from runtimes.htp import Compiler
-    from runtimes.qnn import OnCpu
+    from runtimes.htp_calibration import OnCpu
+    from runtimes.htp_compiler import Compiler
 
     bundle = Bundle.open(default_model(), cache_dir=None)
     models = {name: in_float(default_model() / "onnx" / f"{name}.onnx") for name in GRAPHS}

@@ -19,7 +19,8 @@ from cris_edge.image import preprocess
 from runtimes import onnx_graph
 from runtimes.accuracy import require
 from runtimes.export import Options, export, main
-from runtimes.lowering import LOWERINGS, to_onnx
+from runtimes.targets.openvino_ir import OpenVinoTarget
+from runtimes.targets.ort_onnx import OnnxTarget
 from training.checkpoint import load_model, save_model
 from training.model import CRIS, Architecture
 
@@ -142,7 +143,9 @@ def test_onnx_files_are_pinned_whole_and_say_nothing_about_this_machine(bundle, 
 
 
 def test_float16_storage_halves_the_bytes_and_changes_the_logits_little(folder, checkpoint, bundle):
-    options = Options(precision="fp16", shared_onnx=True, data="scenes:val:2:3", max_drop=100, name="half")
+    options = Options(
+        precision="fp16", settings={"shared_onnx": True}, data="scenes:val:2:3", max_drop=100, name="half"
+    )
     half = Bundle.open(export(checkpoint, folder / "half", options))
     assert half.graph_files("openvino") == half.graph_files("onnxruntime")
     assert not list(half.path.rglob("*.xml"))
@@ -160,10 +163,13 @@ def test_float16_storage_halves_the_bytes_and_changes_the_logits_little(folder, 
         assert 0 <= row["mIoU"] <= 100 and {"oIoU", "Pr@50", "Pr@90", "precision"} <= set(row)
 
 
-def test_a_corrupted_graph_stops_the_export_and_leaves_nothing(tmp_path, checkpoint):
-    def corrupt(graph, precision, folder):
-        path = to_onnx(graph, precision, folder)
-        if graph.graph.name == "mask_decoder":
+def test_a_corrupted_graph_stops_the_export_and_leaves_nothing(tmp_path, checkpoint, monkeypatch):
+    lower = OnnxTarget.lower
+
+    def corrupt(target, name, job):
+        lowered = lower(target, name, job)
+        path = lowered.path
+        if name == "mask_decoder":
             model = onnx.load(path)
             # Of an attention: a channel of a convolution may be dead behind its ReLU, and then no one sees it.
             weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [32, 32])
@@ -171,22 +177,24 @@ def test_a_corrupted_graph_stops_the_export_and_leaves_nothing(tmp_path, checkpo
             values[16, 16] += 10
             weight.CopyFrom(numpy_helper.from_array(values, weight.name))
             onnx_graph.write(model, path)
-        return path
+        return lowered
 
+    monkeypatch.setattr(OnnxTarget, "lower", corrupt)
     options = Options(runtimes=("onnxruntime",))
     with pytest.raises(ExportError, match=r"mask_decoder .* onnxruntime .* float32: logits differs by \d"):
-        export(checkpoint, tmp_path / "out", options, lowerings={**LOWERINGS, "onnxruntime": corrupt})
+        export(checkpoint, tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lowering_that_fails_leaves_what_was_there(tmp_path, checkpoint, bundle):
-    def fail(graph, precision, folder):
-        (folder / "half-written").write_text("...")
+def test_a_lowering_that_fails_leaves_what_was_there(checkpoint, bundle, monkeypatch):
+    def fail(target, name, job):
+        (job.folder / "half-written").write_text("...")
         raise ExportError("no room")
 
     before = {path: path.stat().st_mtime_ns for path in bundle.path.rglob("*")}
+    monkeypatch.setattr(OpenVinoTarget, "lower", fail)
     with pytest.raises(ExportError, match="no room"):
-        export(checkpoint, bundle.path, Options(runtimes=("openvino",), overwrite=True), lowerings={"openvino": fail})
+        export(checkpoint, bundle.path, Options(runtimes=("openvino",), overwrite=True))
     assert {path: path.stat().st_mtime_ns for path in bundle.path.rglob("*")} == before
     assert not [path for path in bundle.path.parent.iterdir() if path.name.startswith(".")]
 
@@ -239,7 +247,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_pip_line(tmp_path, ch
         ({"precision": "fp8"}, "fp8"),
         ({"max_drop": 0.5}, "--data"),
         ({"data": "x.jsonl", "max_drop": -1.0}, "-1"),
-        ({"soc": "SM8550"}, "SM8550"),
+        ({"settings": {"soc": "SM8550"}}, "SM8550"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_any_work(given, said):

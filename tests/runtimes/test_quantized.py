@@ -168,12 +168,12 @@ def test_a_network_in_both_runtimes_against_pytorch(tmp_path: Path) -> None:
     from cris_edge.tokenizer import Tokenizer
     from quantization.deploy_network import DeployNetwork
     from quantization.quantized_checkpoint import deploy
-    from runtimes import onnx_graph, openvino_ir
-    from runtimes.export import _spec
+    from runtimes import onnx_graph
     from runtimes.network import example_inputs
     from runtimes.parity import check, compiled
     from runtimes.probes import draw
     from runtimes.quantized import QuantizedReference, in_form
+    from runtimes.targets import openvino_ir
     from training.model import CRIS, Architecture
 
     torch.manual_seed(0)
@@ -199,7 +199,7 @@ def test_a_network_in_both_runtimes_against_pytorch(tmp_path: Path) -> None:
         for name, module in zip(GRAPHS, modules, strict=True):
             graph = trace(name, module, examples[name], module.output_names, runtime)
             specs[name], files[name] = (
-                _spec(graph),
+                onnx_graph.spec(graph),
                 tmp_path / f"{name}.{'onnx' if runtime == 'onnxruntime' else 'xml'}",
             )
             (onnx_graph if runtime == "onnxruntime" else openvino_ir).write(graph, files[name])

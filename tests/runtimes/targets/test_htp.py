@@ -11,10 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cris_edge.errors import ExportError, OptionError
-from runtimes import qdq, qnn, socs
+from runtimes import htp_calibration, qdq, socs
 from runtimes.export import Options
-from runtimes.htp import Compiler, refusal
-from runtimes.qnn import OnCpu
+from runtimes.htp_calibration import OnCpu
+from runtimes.htp_compiler import Compiler, unsupported
+from runtimes.targets.target import BackendTarget
 from training.model.deploy import UNSEEN
 
 pytest.importorskip("onnxruntime")
@@ -172,7 +173,7 @@ def test_an_operator_that_the_htp_does_not_take_is_named(compiler, tmp_path):
     )
     path = tmp_path / "odd.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    with pytest.raises(ExportError, match=r"does not take Det determinant of the graph odd"):
+    with pytest.raises(ExportError, match=r"does not support Det determinant of the graph odd"):
         compiler.compile(path, tmp_path / "compiled.onnx")
     assert not (tmp_path / "compiled.onnx").exists()
 
@@ -185,8 +186,8 @@ def test_the_fewest_bits_that_cost_little_are_chosen(monkeypatch, agreements, ch
     known = dict(zip(qdq.ACTIVATIONS, agreements, strict=True))
     monkeypatch.setattr(qdq, "Ranges", lambda model, samples: model)
     monkeypatch.setattr(qdq, "quantize", lambda ranges, bits: bits)
-    monkeypatch.setattr(qnn, "_agreement", lambda name, model, *_: known[model])
-    found = qnn._choose("mask_decoder", network(), None, [], 0.35)
+    monkeypatch.setattr(htp_calibration, "_agreement", lambda name, model, *_: known[model])
+    found = htp_calibration.choose_bits("mask_decoder", network(), None, [], 0.35)
     assert found == (qdq.ACTIVATIONS[chosen],) * 2
 
 
@@ -199,13 +200,13 @@ def test_quantizers_of_pytorch_are_off_while_ranges_are_learnt():
     module[1].enabled = False
     x = torch.tensor([0.123456])
     assert module(x) != x
-    with qnn._in_float([module]):
+    with htp_calibration.in_float([module]):
         assert module(x) == x
     assert [part.enabled for part in module] == [True, False]
 
 
 def test_long_lists_of_refused_operators_are_cut():
-    message = refusal("image_encoder", [f"Det node{number}" for number in range(9)])
+    message = unsupported("image_encoder", [f"Det node{number}" for number in range(9)])
     assert "Det node4 and 4 more of the graph image_encoder" in message
     assert "node5" not in message
 
@@ -231,10 +232,11 @@ def test_export_wants_a_chip_and_knows_it():
     with pytest.raises(OptionError, match=r"name it with --soc: SM8350, "):
         Options(runtimes=("onnxruntime", "qnn"))
     with pytest.raises(OptionError, match=r"The chip 'banana' is not one"):
-        Options(runtimes=("qnn",), soc="banana")
-    with pytest.raises(OptionError, match=r"none of onnxruntime compiles for one"):
-        Options(runtimes=("onnxruntime",), soc="SM8650")
-    assert Options(runtimes=("onnxruntime", "qnn"), soc="sm8750").at_home == ("onnxruntime",)
+        Options(runtimes=("qnn",), settings={"soc": "banana"})
+    with pytest.raises(OptionError, match=r"--soc 'SM8650' was given, but none of the runtimes \(onnxruntime\)"):
+        Options(runtimes=("onnxruntime",), settings={"soc": "SM8650"})
+    options = Options(runtimes=("onnxruntime", "qnn"), settings={"soc": "sm8750"})
+    assert [target.name for target in options.targets() if isinstance(target, BackendTarget)] == ["onnxruntime"]
 
 
 @pytest.mark.slow
@@ -255,7 +257,7 @@ def test_a_checkpoint_becomes_a_bundle_that_the_emulator_runs(compiler, tmp_path
         Architecture(input_size=128, image_resolution=128, decoder_layers=1, decoder_heads=4, ffn_dim=64, **sizes)
     )
     save_model(tmp_path / "model.pt", model, recipe="random weights")
-    options = Options(runtimes=("onnxruntime", "qnn"), soc="SM8650")
+    options = Options(runtimes=("onnxruntime", "qnn"), settings={"soc": "SM8650"})
     path = export(tmp_path / "model.pt", tmp_path / "bundle", options)
     bundle = Bundle.open(path)
     assert bundle.manifest.runtimes["qnn"]["mask_decoder"] == "qnn/SM8650/mask_decoder.onnx"
