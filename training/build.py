@@ -72,7 +72,7 @@ def build_model(config: RunConfig, processes: Processes) -> CRIS:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if processes.world > 1 and not config.loop.freeze_batch_norm:
         if processes.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         else:
             share_batch_norm(model)
     return model

@@ -109,8 +109,9 @@ def load_network(path: str | os.PathLike[str], **given: int | None) -> CRIS | Ca
 def is_candidates(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's content is a CandidateNet of ours."""
     architecture = content.get("architecture")
-    ours = content.get("format") == FORMAT and isinstance(architecture, Mapping)
-    return ours and architecture.get("family") == CandidateArchitecture.family
+    if content.get("format") != FORMAT or not isinstance(architecture, Mapping):
+        return False
+    return bool(architecture.get("family") == CandidateArchitecture.family)
 
 
 def save_model(
@@ -264,7 +265,7 @@ def read_clip(path: str | os.PathLike[str]) -> State:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch announces the end of TorchScript; CLIP is distributed in it
             try:
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
             except RuntimeError as error:
                 raise CheckpointError(f"{path} is a damaged TorchScript archive; get the file again.") from error
     else:

@@ -172,7 +172,7 @@ class Trainer:
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise self._diverged("loss", value, [batch])
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         limit = config.optimizer.clip_norm or math.inf

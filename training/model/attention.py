@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, C) -> (B, heads, N, C / heads)."""
-    split: Tensor = x.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+    split: Tensor = x.unflatten(-1, (heads, -1))
     return split.transpose(1, 2)
 
 

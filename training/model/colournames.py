@@ -25,9 +25,8 @@ class ColourNames(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W), normalized as the network's input -> (B, 12, H, W), the names' shares of each pixel."""
         logits = self.output(F.relu(self.hidden(image)))
-        shares = (
-            logits - logits.amax(1, keepdim=True)
-        ).exp()  # a softmax over channels, which ONNX Runtime does slowly
+        # A softmax over channels, which ONNX Runtime computes slowly.
+        shares: Tensor = (logits - logits.amax(1, keepdim=True)).exp()
         return shares / shares.sum(1, keepdim=True)
 
 

@@ -63,7 +63,7 @@ def _scaled_key(attention: MultiHeadAttention | AttentionPool) -> nn.Linear:
 
 def _to_map(tokens: Tensor, side: int) -> Tensor:
     """(B, C, side * side) -> (B, C, side, side)."""
-    unflattened: Tensor = tokens.unflatten(2, (side, side))  # type: ignore[no-untyped-call]
+    unflattened: Tensor = tokens.unflatten(2, (side, side))
     return unflattened
 
 

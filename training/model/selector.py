@@ -156,7 +156,8 @@ class WordLayer(nn.Module):
         """(P, L, D) and the padding's penalty (P, 1, 1, L) -> (P, L, D)."""
         normed = self.norm1(x)
         x = x + self.dropout(self.attention(normed, normed, padding))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        fed_forward: Tensor = self.dropout(self.mlp(self.norm2(x)))
+        return x + fed_forward
 
 
 class CandidateLayer(nn.Module):
@@ -182,7 +183,8 @@ class CandidateLayer(nn.Module):
         normed = self.norm1(x)
         x = x + self.dropout(self.itself(normed, normed, among))
         x = x + self.dropout(self.words(self.norm2(x), words, padding - self.meeting * meeting))
-        return x + self.dropout(self.mlp(self.norm3(x)))
+        fed_forward: Tensor = self.dropout(self.mlp(self.norm3(x)))
+        return x + fed_forward
 
 
 class Selector(nn.Module):

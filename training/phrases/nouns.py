@@ -104,11 +104,11 @@ def build_lexicon(
     members = {c: {low for one in wordnet.category(c) for low, _ in wordnet.below(one)} for c in categories}
     kinds: dict[str, str] = {}
     for noun in {*sightings, *(word for word, count in usage.items() if count >= least)}:
-        scores = Counter({c: float(n) for c, n in sightings[noun].items()} if noun in sightings else {})
+        scores: defaultdict[str, float] = defaultdict(float, sightings.get(noun, {}))
         for category, weight in wordnet.kinds(noun, members).items():
             scores[category] += _PRIOR * weight
         if scores:
-            category, score = scores.most_common(1)[0]
+            category, score = max(scores.items(), key=lambda item: item[1])
             if score >= 1.5 and score > 0.55 * sum(scores.values()):
                 kinds[noun] = category
     for category in categories:

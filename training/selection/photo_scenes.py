@@ -44,7 +44,8 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=-1)
     areas = [np.prod(np.clip(one[:, 2:] - one[:, :2], 0, None), axis=-1) for one in (a, b)]
-    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
+    ious: np.ndarray = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
+    return ious
 
 
 def object_boxes(photo: Photo, cached: CachedPhoto) -> np.ndarray:

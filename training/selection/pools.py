@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -159,7 +160,7 @@ def template_examples(
             same = (shots.bank.row_class[rows].numpy() == CLASSES.index(thing.category)).astype(float)
             soft = soft_targets(box_iou(cached.boxes[candidate][None], cached.boxes[: cached.detected])[0]) * same
             soft[candidate] = max(soft[candidate], 0.4)
-            common = {"rows": rows, "aspect": cached.width / cached.height}
+            common: dict[str, Any] = {"rows": rows, "aspect": cached.width / cached.height}
             relative = bool(set(described.kinds) & {"side", "corner", "middle", "ordinal", "size", "depth", "relation"})
             true.append(
                 Example(

@@ -149,7 +149,7 @@ class SelectorTraining:
             scores, none = self.selector(batch.candidates, batch.tokens)
         loss = selection_loss(scores.float(), none.float(), batch.targets, batch.candidates, options.contrast)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.selector.parameters(), 2.0)
         self._optimizer.step()
         decay = min(options.decay, (self.step + 1) / (self.step + 15))
