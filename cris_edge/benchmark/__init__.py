@@ -1,4 +1,4 @@
-"""Latency, throughput, start-up, memory and accuracy of bundles on this device.
+"""Benchmarks: latency, throughput, start-up time, memory and accuracy of bundles on this machine.
 
-Nothing is imported here: a worker's start-up time and memory are measured, and must not include the harness.
+Imports nothing: start-up time and memory are measured in worker processes and must not include the harness.
 """

@@ -1,4 +1,4 @@
-"""What a benchmark found: as JSON, as rows of CSV, and as tables for people."""
+"""Benchmark results as JSON, CSV, text tables and a plot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -35,29 +35,29 @@ PRECISIONS = ("Pr@50", "Pr@60", "Pr@70", "Pr@80", "Pr@90")
 
 @dataclass
 class CaseReport:
-    """One bundle on one runtime, device and precision.
+    """Results of one bundle on one runtime, device and precision.
 
     Attributes:
         model: Name of the bundle.
-        path: Of the bundle.
-        digest: Of the bundle.
+        path: Folder of the bundle.
+        digest: Digest of the bundle.
         weights: Precision in which the weights are stored.
-        runtime: Its name.
-        version: Of the runtime.
-        device: That computed.
-        device_name: What it calls itself.
-        precision: That really ran.
-        asked: Precision that was asked for.
-        threads: Of the processor, or None where the runtime does not tell.
-        disk: Bytes: "runtime" of what this runtime reads, "bundle" of the whole folder.
-        macs: Multiply-accumulates of each graph, where the bundle tells.
-        latency: Seconds: "whole" for one image and one sentence, "next" for another sentence about it, and each stage.
-        throughput: Images per second of a stream with one sentence, with the hint "throughput".
-        parallel: Images that were computed at the same time in it.
-        first_start: Seconds from the start of a process to the first mask ("total"), without a cache, and its parts.
-        later_start: The same with what an earlier start left in the cache.
-        memory: Peak of resident memory in bytes, of processes that started first or later, and of a "running" one.
-        accuracy: In percent, as `Scores.to_dict` gives it; None without labelled data.
+        runtime: Name of the runtime.
+        version: Version of the runtime.
+        device: Device that computed.
+        device_name: The device's own name.
+        precision: Precision in effect.
+        asked: Requested precision.
+        threads: CPU threads, or None if unknown.
+        disk: Bytes that this runtime reads ("runtime"), and of the whole folder ("bundle").
+        macs: Multiply-accumulates of each graph, or None if unknown.
+        latency: Seconds of an image and a prompt ("whole"), of another prompt ("next"), and of each stage.
+        throughput: Images per second of a stream with one prompt and the hint "throughput".
+        parallel: Images computed in parallel in that stream.
+        first_start: Seconds from process start to the first mask ("total") and their parts, without a cache.
+        later_start: The same with the cache that an earlier start filled.
+        memory: Peak resident memory in bytes after a "first_start" and a "later_start", and of a "running" process.
+        accuracy: In percent, from `Scores.to_dict`; None without labelled data.
     """
 
     model: str
@@ -83,7 +83,7 @@ class CaseReport:
 
     @classmethod
     def of(cls, bundle: Bundle, runtime: str, info: Mapping[str, Any], asked: str) -> CaseReport:
-        """Nothing measured yet; `info` is that of a `Segmenter`."""
+        """Create an empty report; `info` is `Segmenter.info` as a dict."""
         manifest = bundle.manifest
         needed = {*manifest.runtimes[runtime].values(), "tokenizer.json"}
         needed |= {f"{name[:-4]}.bin" for name in needed if name.endswith(".xml")}
@@ -103,16 +103,12 @@ class CaseReport:
 
     @property
     def label(self) -> str:
-        """Short, for people."""
-        place = "" if self.device == "CPU" else f" {self.device}"
-        return f"{self.model} {self.runtime}{place} {self.precision}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+        """Short name for tables and messages."""
+        device = "" if self.device == "CPU" else f" {self.device}"
+        return f"{self.model} {self.runtime}{device} {self.precision}"
 
     def row(self) -> dict[str, Any]:
-        """One line of CSV: the same columns for every case, empty where nothing was measured."""
+        """Return a CSV row: the same columns for every case, None where nothing was measured."""
         row: dict[str, Any] = {
             key: getattr(self, key)
             for key in ("model", "weights", "runtime", "version", "device", "precision", "asked", "threads")
@@ -136,16 +132,16 @@ class CaseReport:
 
 @dataclass
 class Report:
-    """Everything that was found.
+    """Results of a benchmark.
 
     Attributes:
-        machine: What ran it.
-        settings: What was asked for.
-        cases: What was measured.
-        failures: What was asked for and could not be: "case", "error".
-        notes: What was left out, and what makes the figures doubtful.
-        load_before: Processes that wanted the processor, on average over the last minute; None where not told.
-        load_after: The same; this benchmark is one of them.
+        machine: The machine and its software.
+        settings: Requested settings.
+        cases: Measured cases.
+        failures: Cases that failed: "case", "error".
+        notes: What was skipped.
+        load_before: Load average of the last minute; None if unknown.
+        load_after: The same after the benchmark, which contributes to it.
     """
 
     machine: dict[str, Any]
@@ -158,18 +154,18 @@ class Report:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        """Return the results for JSON."""
+        plain = asdict(self)
         units = {
             "time": "seconds",
             "memory and disk": "bytes",
             "throughput": "images per second",
             "accuracy": "percent",
         }
-        return {"created": plain.pop("created"), "units": units, **plain, "cases": [c.to_dict() for c in self.cases]}
+        return {"created": plain.pop("created"), "units": units, **plain}
 
     def to_csv(self) -> str:
-        """One line a case, after a line of names."""
+        """Return one row per case, after a header."""
         rows = [case.row() for case in self.cases]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]) if rows else ["model"], lineterminator="\n")
@@ -178,25 +174,24 @@ class Report:
         return text.getvalue()
 
     def to_text(self, markdown: bool = False) -> str:
-        """Tables for people, for a terminal or for a page."""
+        """Return tables, aligned for a terminal or as Markdown."""
         parts = ["\n".join(self._heading()), *(table(*rows, markdown=markdown) for rows in self._tables())]
         parts += [f"failed: {failure['case']}: {failure['error']}" for failure in self.failures]
         return "\n\n".join([*parts, *self.remarks()])
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `benchmark.json`, `.csv` and, where something was scored, `.svg`; returns the paths."""
+        """Write `benchmark.json`, `.csv` and, if accuracy was measured, `.svg`; return the paths."""
         document = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         contents = {"benchmark.json": f"{document}\n", "benchmark.csv": self.to_csv()}
-        picture = self.to_svg()
-        if picture is not None:
-            contents["benchmark.svg"] = picture
+        if (plot := self.to_svg()) is not None:
+            contents["benchmark.svg"] = plot
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             write_whole(folder / name, text)
         return [folder / name for name in contents]
 
     def to_svg(self) -> str | None:
-        """Accuracy against latency; None where nothing was scored."""
+        """Plot accuracy against latency; None if no accuracy was measured."""
         points = [
             Point(
                 label=case.label,
@@ -212,47 +207,37 @@ class Report:
         if not points:
             return None
         title = f"Accuracy against latency, {self.machine['processor']}"
-        return draw(points, title=title, x_title="one image, one sentence: median, ms", y_title="mIoU, %")
+        return draw(points, title=title, x_title="one image, one prompt: median, ms", y_title="mIoU, %")
 
     def remarks(self) -> list[str]:
-        """What a reader of the figures has to know."""
+        """Return notes and warnings about the figures."""
         return [*self.notes, *busy(self.load_before)]
 
     def _heading(self) -> list[str]:
-        told, image = self.machine, self.settings["image"]
-        memory = f", {told['memory'] / 2**30:.1f} GiB" if told["memory"] else ""
+        facts, image = self.machine, self.settings["image"]
+        memory = f", {facts['memory'] / 2**30:.1f} GiB" if facts["memory"] else ""
+        runtimes = dict.fromkeys(f"{case.runtime} {case.version}" for case in self.cases)
         return [
-            f"{told['processor']}, {told['cores']} cores ({told['physical_cores']} physical){memory}, {told['system']}",
-            f"{', '.join(told['instruction_sets']) or 'instruction sets not told'}",
-            f"cris-edge {told['cris_edge']}, Python {told['python']}, "
-            f"{', '.join(dict.fromkeys(f'{case.runtime} {case.version}' for case in self.cases)) or 'no runtime'}",
-            f"one image of {image['width']} x {image['height']}, one sentence; medians with their 95 % interval",
+            f"{facts['processor']}, {facts['cores']} cores ({facts['physical_cores']} physical){memory}, "
+            f"{facts['system']}",
+            ", ".join(facts["instruction_sets"]) or "instruction sets unknown",
+            f"cris-edge {facts['cris_edge']}, Python {facts['python']}, {', '.join(runtimes) or 'no runtime'}",
+            f"one image of {image['width']} x {image['height']}, one prompt; medians with 95 % confidence intervals",
         ]
 
     def _tables(self) -> Iterable[tuple[list[str], list[list[str]]]]:
         timed = [case for case in self.cases if case.latency]
         if timed:
-            names = [
-                "latency, ms",
-                "threads",
-                "turns",
-                "p50",
-                "p90",
-                "p99",
-                "next sentence p50",
-                "p90",
-                "p99",
-                "images/s",
-            ]
+            percentiles = ["p50", "p90", "p99", "next prompt p50", "p90", "p99"]
             yield (
-                names,
+                ["latency, ms", "threads", "iterations", *percentiles, "images/s"],
                 [
                     [
                         case.label,
                         str(case.threads or ""),
                         str(case.latency["whole"].count),
                         *(text for stage in ("whole", "next") for text in _percentiles(case.latency[stage])),
-                        f"{case.throughput.median:.1f} ({case.parallel} at a time)" if case.throughput else "",
+                        f"{case.throughput.median:.1f} ({case.parallel} in parallel)" if case.throughput else "",
                     ]
                     for case in timed
                 ],
@@ -284,7 +269,7 @@ class Report:
         if scored:
             keys = ("mIoU", "oIoU", *PRECISIONS)
             yield (
-                ["accuracy, %", "sentences", *keys],
+                ["accuracy, %", "prompts", *keys],
                 [
                     [case.label, str(case.accuracy["sentences"]), *(f"{case.accuracy[key]:.2f}" for key in keys)]
                     for case in scored
@@ -294,7 +279,7 @@ class Report:
 
 
 def device() -> dict[str, Any]:
-    """This device, and what is not a runtime."""
+    """Return facts about this machine and its software."""
     return {
         "processor": processor_name(),
         "instruction_sets": instruction_sets(),
@@ -311,12 +296,12 @@ def device() -> dict[str, Any]:
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # it may come from a distribution of another name
+    except metadata.PackageNotFoundError:  # or it is installed under another distribution name
         return None
 
 
 def load_average() -> float | None:
-    """Processes that wanted the processor over the last minute; None where the system does not tell."""
+    """Return the load average of the last minute; None if unknown."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -324,25 +309,25 @@ def load_average() -> float | None:
 
 
 def busy(load: float | None) -> list[str]:
-    """A sentence where other programs were using the processor before a measurement began; else none."""
+    """Return a warning if other programs were using the CPU before a measurement, else nothing."""
     if load is None or load <= 0.3:
         return []
     return [
-        f"Other programs were using the processor (load {load:.1f} before the first measurement): the figures are "
-        f"worse than this device's, and less sure."
+        f"Other programs were using the CPU (load {load:.1f} before the first measurement), so the figures are slower "
+        f"and less certain than this machine's best."
     ]
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
-    """Aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(row[place]) for row in (names, *rows)) for place in range(len(names))]
+    """Format a table whose first column is left-aligned and whose other columns are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     lines = [
-        [text.rjust(widths[place]) if place else text.ljust(widths[0]) for place, text in enumerate(row)]
+        [text.rjust(widths[column]) if column else text.ljust(widths[0]) for column, text in enumerate(row)]
         for row in (names, *rows)
     ]
     if not markdown:
         return "\n".join("  ".join(line).rstrip() for line in lines)
-    rule = ["-" * width if place == 0 else "-" * max(1, width - 1) + ":" for place, width in enumerate(widths)]
+    rule = ["-" * width if column == 0 else "-" * max(1, width - 1) + ":" for column, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
@@ -353,11 +338,3 @@ def _percentiles(spread: Spread) -> list[str]:
 
 def _megabytes(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.1f}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Spread):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return value

@@ -1,13 +1,14 @@
-"""Benchmark: latency, throughput, start, memory, size and accuracy of bundles on this device.
+"""Measure latency, throughput, start-up time, memory, size and accuracy of bundles on this machine.
 
-How it is measured:
+Method:
 
-- Each case (bundle, runtime, device, precision) is a process of its own, and does what an app does through `Segmenter`.
-- Cases are interleaved: in each round each case, in changing order, measures a block of turns. A turn is one image of
-  640 x 480 pixels with a sentence not asked before, then another sentence about the same image.
-- Rounds go on until the interval of each median is narrow enough, or the time is up; the interval is told either way.
-- A first start finds no compiled graphs, and the bundle's files not in memory where the system lets them be dropped
-  (Linux does). The libraries' files are in memory. A later start finds what the first one left.
+- Each case (bundle, runtime, device, precision) runs in its own process and uses `Segmenter` as an app does.
+- Cases are interleaved: in each round, every case measures a block of iterations, in shuffled order. An iteration is
+  one 640 x 480 image with a new prompt, then another prompt on the same image.
+- Rounds continue until the confidence interval of every median is narrow enough or time is up; the interval is reported
+  either way.
+- A first start has no compiled graphs cached, and the bundle's files are dropped from the page cache where the system
+  allows it (Linux); the libraries' files stay cached. A later start reuses what the first one cached.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +36,8 @@ PROMPT = "the red one on the left"
 WIDTH, HEIGHT = 640, 480
 
 _SUBJECT = "cris_edge.benchmark.worker:SegmenterSubject"
-_SAMPLES = 50  # scored at a time
-_STREAMS = 5  # rounds of throughput
+_SAMPLES = 50  # scored per request
+_STREAMS = 5  # throughput rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +45,18 @@ class Settings:
     """What to measure, and for how long.
 
     Attributes:
-        models: Folders of bundles; the embedded one where there is none.
-        runtimes: By name; where there is none, all that are installed and that a bundle holds.
-        devices: As the runtimes name them.
-        precisions: As `Segmenter` takes them. Where two come to the same on a device, one is measured.
-        threads: Of the processor; None leaves it to the runtime.
+        models: Bundle folders; the default model if empty.
+        runtimes: Runtime names; if empty, all installed ones that a bundle supports.
+        devices: Device names, as the runtimes use them.
+        precisions: Precisions of `Segmenter`. Those that resolve to the same one on a device are measured once.
+        threads: CPU threads; None leaves the choice to the runtime.
         data: Labelled data to score on, or None.
-        image: To time with; a drawn one of 640 x 480 where it is None.
-        runs: Iterations at least.
-        seconds: For each case's latency and next sentence, at most, once it has `runs` turns.
-        uncertainty: That is narrow enough: half the interval of a median, as a share of it.
-        starts: Of a process, first and later ones each; 0 leaves them out.
-        stream_seconds: For a case's throughput; 0 leaves it out.
+        image: Image for timing; None for a synthetic one of 640 x 480 pixels.
+        runs: Minimum number of latency iterations.
+        seconds: Time limit for the latency of each case, once it has `runs` iterations.
+        uncertainty: Relative half-width of the median's confidence interval at which to stop.
+        starts: Number of first and of later process starts; 0 skips them.
+        stream_seconds: Time for the throughput of each case; 0 skips it.
     """
 
     models: tuple[str, ...] = ()
@@ -74,7 +75,7 @@ class Settings:
 
 @dataclass
 class _Case:
-    """One combination that runs here; what was found of it goes into `report`."""
+    """One combination that runs on this machine, and its results."""
 
     bundle: Bundle
     options: dict[str, Any]
@@ -88,14 +89,14 @@ class _Case:
 
 
 def benchmark(settings: Settings, progress: Progress = lambda _: None) -> Report:
-    """Measure; `progress` is told what is done, a line each.
+    """Measure every combination; `progress` receives one line per step.
 
-    A case that fails is among the report's failures; a runtime that was not asked for and is not installed is among
-    its notes.
+    Cases that fail are listed in the report's failures; runtimes that were not requested and are not installed, in its
+    notes.
 
     Raises:
-        BundleError: A bundle is not whole.
-        InputError: The labelled data or the image cannot be read, or a number makes no sense.
+        BundleError: A bundle is invalid.
+        InputError: The labelled data or the image cannot be read, or a setting is out of range.
         RuntimeMissingError: No runtime of the bundles is installed.
     """
     _check(settings)
@@ -112,7 +113,7 @@ def benchmark(settings: Settings, progress: Progress = lambda _: None) -> Report
         }
         cases = _cases(settings, bundles.values(), report, str(image[0]), folder, progress)
         if not cases and not report.failures:
-            raise RuntimeMissingError(f"There is nothing to measure: {'; '.join(report.notes)}.")
+            raise RuntimeMissingError(f"Nothing to measure: {'; '.join(report.notes)}.")
         if settings.starts:
             _measure_starts(cases, settings, report, str(image[0]), folder, progress)
         _measure_latency(cases, settings, report, str(image[0]), progress)
@@ -126,35 +127,35 @@ def benchmark(settings: Settings, progress: Progress = lambda _: None) -> Report
 def _check(settings: Settings) -> None:
     if settings.runs < 1 or settings.starts < 0 or settings.seconds < 0 or settings.stream_seconds < 0:
         raise OptionError(
-            f"runs={settings.runs}, starts={settings.starts} and seconds={settings.seconds} were given; expected at "
-            f"least one run, and no negative number."
+            f"Got runs={settings.runs}, starts={settings.starts} and seconds={settings.seconds}; expected at least one "
+            f"run and no negative number."
         )
     if settings.data is not None:
         from cris_edge.image.labelled import read_samples
 
-        read_samples(settings.data)  # before an hour is spent
+        read_samples(settings.data)  # fail before spending an hour on measurements
 
 
 def _cases(
-    settings: Settings, bundles: Sequence[Bundle] | Any, report: Report, image: str, folder: Path, progress: Progress
+    settings: Settings, bundles: Iterable[Bundle], report: Report, image: str, folder: Path, progress: Progress
 ) -> list[_Case]:
-    """The combinations that run here. Finding out is a start that does not count: it fills what Python keeps."""
+    """Find the combinations that run on this machine, by starting each once, which also fills Python's caches."""
     found: list[_Case] = []
     for bundle in bundles:
         for runtime in settings.runtimes or bundle.manifest.runtimes:
-            if not settings.runtimes and not registry.is_available(runtime):
-                note = f"{runtime} is not installed; {registry.how_to_install(runtime)}"
+            if note := "" if settings.runtimes else _why_not(runtime, settings.devices):
                 report.notes += [note] * (note not in report.notes)
                 continue
-            if not settings.runtimes and runtime == "qnn" and settings.devices == ("CPU",):
-                note = f"{runtime} runs on an NPU alone; measure it with --runtime {runtime} --device NPU"
-                report.notes += [note] * (note not in report.notes)
-                continue
-            for place in settings.devices:
+            for device_name in settings.devices:
                 ran: set[tuple[Any, ...]] = set()
                 for precision in settings.precisions:
-                    options = {"runtime": runtime, "device": place, "precision": precision, "threads": settings.threads}
-                    name = f"{bundle.manifest.name} on {runtime} {place} {precision}"
+                    options = {
+                        "runtime": runtime,
+                        "device": device_name,
+                        "precision": precision,
+                        "threads": settings.threads,
+                    }
+                    name = f"{bundle.manifest.name} on {runtime} {device_name} {precision}"
                     progress(f"trying {name}")
                     try:
                         first = start(str(bundle.path), {**options, "cache_dir": str(folder / "tried")}, image, PROMPT)
@@ -166,6 +167,15 @@ def _cases(
                         ran.add(kind)
                         found.append(_Case(bundle, options, CaseReport.of(bundle, runtime, info, precision)))
     return found
+
+
+def _why_not(runtime: str, devices: tuple[str, ...]) -> str:
+    """Why a runtime that was not requested is not measured; empty if it is."""
+    if not registry.is_available(runtime):
+        return f"{runtime} is not installed; {registry.how_to_install(runtime)}"
+    if runtime == "qnn" and devices == ("CPU",):
+        return f"{runtime} runs only on an NPU; measure it with --runtime {runtime} --device NPU"
+    return ""
 
 
 def _measure_starts(
@@ -207,8 +217,8 @@ def _measure_latency(cases: list[_Case], settings: Settings, report: Report, ima
                     uncertainty=settings.uncertainty,
                     progress=progress,
                 )
-            except WorkerFailure as error:  # the others begin again without it, so that all have the same rounds
-                index = list(workers)[error.place]
+            except WorkerFailure as error:  # restart without it, so that the others share the same rounds
+                index = list(workers)[error.index]
                 report.failures.append({"case": f"{cases[index].report.label}, latency", "error": str(error)})
                 workers.pop(index).close()
         for (index, worker), measured in zip(workers.items(), turns, strict=True):
@@ -229,7 +239,7 @@ def _measure_throughput(cases: list[_Case], settings: Settings, report: Report, 
                 progress(f"throughput: {worker.label}")
                 with _noted(report, f"{worker.label}, throughput"):
                     rate = worker.ask("stream", seconds=settings.stream_seconds / (_STREAMS + 1))
-                    if number:  # the first one makes the requests of all streams
+                    if number:  # the first round creates the runtime's requests
                         rates[index].append(rate)
         for index, values in rates.items():
             if len(values) == _STREAMS:
@@ -239,7 +249,7 @@ def _measure_throughput(cases: list[_Case], settings: Settings, report: Report, 
 
 @contextmanager
 def _noted(report: Report, case: str) -> Iterator[None]:
-    """Turn an error into one of the report's failures, told once."""
+    """Add an error to the report's failures, once per case."""
     try:
         yield
     except RuntimeFailure as error:
@@ -251,12 +261,12 @@ def _noted(report: Report, case: str) -> Iterator[None]:
 def _workers(
     cases: list[_Case], hint: str, image: str, report: Report, progress: Progress
 ) -> Iterator[dict[int, Worker]]:
-    """A worker for each case that can have one, by the case's place."""
+    """Start a worker for each case, by the case's index; those that cannot start are reported."""
     with ExitStack() as stack:
         workers: dict[int, Worker] = {}
         for index, case in enumerate(cases):
             progress(f"loading {case.report.label}")
-            # A cache would have the runtime map its file instead of what an app without one has; starts measure that.
+            # No cache: with one, a runtime maps its file instead of allocating memory. The starts measure caches.
             arguments = {
                 "model": case.model,
                 "options": {**case.options, "hint": hint, "cache_dir": None},
@@ -282,22 +292,22 @@ def _score(worker: Worker, data: Path, progress: Progress) -> dict[str, Any]:
 
 
 def synthetic_image(folder: Path) -> Path:
-    """Write a JPEG of 640 x 480 into `folder`, the same everywhere; returns its path."""
+    """Write a 640 x 480 JPEG into `folder`, the same on every machine, and return its path."""
     import cv2
     import numpy as np
 
-    # Blots of many sizes: values vary as a photo's do, and a JPEG decoder has as much to do.
-    noise, picture = np.random.default_rng(0), np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    # Noise at several scales: values vary as in a photo, and a JPEG decoder has as much to do.
+    noise, image = np.random.default_rng(0), np.zeros((HEIGHT, WIDTH, 3), np.float32)
     for side in (4, 16, 64, 256):
         coarse = noise.normal(0, 1, (side * 3 // 4, side, 3)).astype(np.float32)
-        picture += cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) * np.float32(60 / side**0.5)
-    path = folder / "drawn.jpg"
-    cv2.imwrite(str(path), np.clip(picture + 128, 0, 255).astype(np.uint8))
+        image += cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) * np.float32(60 / side**0.5)
+    path = folder / "synthetic.jpg"
+    cv2.imwrite(str(path), np.clip(image + 128, 0, 255).astype(np.uint8))
     return path
 
 
 def _image(given: Path | None, folder: Path) -> tuple[Path, int, int]:
-    """The file to time with, its width and its height."""
+    """Return the image file for timing, its width and its height."""
     from cris_edge.image import load_image
 
     if given is None:
@@ -307,7 +317,7 @@ def _image(given: Path | None, folder: Path) -> tuple[Path, int, int]:
 
 
 def _drop_from_memory(bundle: Bundle) -> None:
-    """Have the next reader fetch the bundle's files from the disk."""
+    """Drop the bundle's files from the page cache, so that the next reader loads them from disk."""
     for name in bundle.manifest.files if hasattr(os, "posix_fadvise") else ():
         with suppress(OSError):
             handle = os.open(bundle.file(name), os.O_RDONLY)
@@ -319,10 +329,9 @@ def _drop_from_memory(bundle: Bundle) -> None:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder where caches really lie: temporary folders are often in memory, and a cache is not."""
-    parent: Path | None = cache_folder()
+    """Create a temporary folder where caches are: temporary folders are often in memory, and a cache is not."""
+    parent = cache_folder()
     try:
-        assert parent is not None
         parent.mkdir(parents=True, exist_ok=True)
         holder = tempfile.TemporaryDirectory(prefix="benchmark-", dir=parent)
     except OSError:

@@ -1,4 +1,4 @@
-"""Scatter: accuracy against latency as an SVG picture, which needs no library to be drawn or to be seen."""
+"""Scatter plots of accuracy against latency, as SVG written without a plotting library."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from html import escape
 from math import floor, log10
 
 _WIDTH, _HEIGHT = 1080, 480
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 440, 48, 56  # margins; the list of the points is in the one on the right
-# Told apart with every kind of colour vision, and in grey by the shape.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 440, 48, 56  # margins; the right one holds the legend
+# Distinguishable with every kind of colour vision (Okabe and Ito), and in grey by shape.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _GREY, _INK = "#d8d8dc", "#24242a"
 _FONT = "font-family='system-ui, Helvetica, Arial, sans-serif'"
@@ -17,7 +17,7 @@ _FONT = "font-family='system-ui, Helvetica, Arial, sans-serif'"
 
 @dataclass(frozen=True)
 class Point:
-    """One case: `x` with its interval from `low` to `high`, and `y`; points of one `group` share colour and shape."""
+    """One case: `x` with its interval `low` to `high`, and `y`; a `group` shares colour and shape."""
 
     label: str
     group: str
@@ -28,18 +28,16 @@ class Point:
 
 
 def draw(points: Sequence[Point], *, title: str, x_title: str, y_title: str) -> str:
-    """The picture: x in equal ratios (a doubling is as wide everywhere), y in equal steps.
-
-    The points are numbered from the fastest on, and the list beside them says what each is.
+    """Draw the plot as SVG, with a logarithmic x axis and a legend numbered from the fastest point.
 
     Args:
         points: At least one; x above 0.
-        title: Above the picture.
-        x_title: Below it, with its unit.
-        y_title: Above the vertical axis, with its unit.
+        title: Title of the plot.
+        x_title: Title of the x axis, with its unit.
+        y_title: Title of the y axis, with its unit.
     """
-    xs = _ticks_in_ratios(min(point.low for point in points), max(point.high for point in points))
-    ys = _ticks_in_steps(min(point.y for point in points), max(point.y for point in points))
+    xs = _logarithmic_ticks(min(point.low for point in points), max(point.high for point in points))
+    ys = _linear_ticks(min(point.y for point in points), max(point.y for point in points))
 
     def across(value: float) -> float:
         share = (log10(value) - log10(xs[0])) / (log10(xs[-1]) - log10(xs[0]))
@@ -81,7 +79,7 @@ def draw(points: Sequence[Point], *, title: str, x_title: str, y_title: str) -> 
 
 
 def _free(x: float, y: float, taken: list[tuple[float, float]]) -> float:
-    """The height at which a number stands above its point and above the numbers that stand there already."""
+    """Return a height for a number above its point that overlaps no earlier number, and reserve it."""
     while any(abs(x - column) < 14 and abs(y - row) < 13 for column, row in taken):
         y -= 1
     taken.append((x, y))
@@ -110,20 +108,20 @@ def _text(
     return f"<text x='{x:.1f}' y='{y:.1f}' {style}>{escape(text)}</text>"
 
 
-def _ticks_in_ratios(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20, … from below `low` to above `high`."""
+def _logarithmic_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2, 5, 10, 20, … from below `low` to above `high`."""
     ticks = [
         factor * 10.0**power for power in range(floor(log10(low)) - 1, floor(log10(high)) + 2) for factor in (1, 2, 5)
     ]
-    first = max(place for place, tick in enumerate(ticks) if tick < low)
-    last = min(place for place, tick in enumerate(ticks) if tick > high)
+    first = max(index for index, tick in enumerate(ticks) if tick < low)
+    last = min(index for index, tick in enumerate(ticks) if tick > high)
     return ticks[first : last + 1]
 
 
-def _ticks_in_steps(low: float, high: float) -> list[float]:
-    """Round numbers in equal steps, about five, from below `low` to above `high`."""
-    span = max(high - low, 0.05 * abs(high), 1e-9)  # differences that mean nothing are not to fill the picture
+def _linear_ticks(low: float, high: float) -> list[float]:
+    """Return about five round, evenly spaced numbers from below `low` to above `high`."""
+    span = max(high - low, 0.05 * abs(high), 1e-9)  # so that negligible differences do not fill the plot
     size = 10.0 ** floor(log10(span / 4))
     step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= span / 4)
     first, last = floor(low / step - 0.15), floor(high / step + 0.15) + 1
-    return [round(place * step, 10) for place in range(first, last + 1)]
+    return [round(index * step, 10) for index in range(first, last + 1)]

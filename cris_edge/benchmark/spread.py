@@ -1,4 +1,4 @@
-"""Spread: what repeated measurements of one thing say, and how sure that is."""
+"""Summary statistics of repeated measurements, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """Summary of measurements that were taken in blocks, with other work between the blocks.
+    """Summary of measurements taken in blocks, with other work between the blocks.
 
     Attributes:
-        count: Measurements.
-        median: Of all of them.
-        low: Of the interval that holds the median with `confidence`; see `interval`.
-        high: The same.
-        confidence: 0.95; less where there are fewer than six blocks.
-        p25: Percentiles.
-        p75: The same.
-        p90: The same.
-        p99: The same; with fewer than 100 measurements this is near the largest.
-        smallest: What nothing disturbed.
+        count: Number of measurements.
+        median: Median of all measurements.
+        low: Lower bound of the median's confidence interval; see `interval`.
+        high: Upper bound of the median's confidence interval.
+        confidence: 0.95; less with fewer than six blocks.
+        p25: 25th percentile.
+        p75: 75th percentile.
+        p90: 90th percentile.
+        p99: 99th percentile; close to the maximum with fewer than 100 measurements.
+        smallest: Minimum.
     """
 
     count: int
@@ -39,14 +39,14 @@ class Spread:
 
     @classmethod
     def of(cls, blocks: Sequence[Sequence[float]]) -> Spread:
-        """Summarize blocks, each of at least one measurement."""
+        """Summarize blocks of at least one measurement each."""
         values = sorted(value for block in blocks for value in block)
         centre = quantile(values, 0.5)
         low, high, confidence = interval([quantile(sorted(block), 0.5) for block in blocks])
         return cls(
             count=len(values),
             median=centre,
-            # Where blocks are of unequal size, their medians may lie on one side of the median of all.
+            # With blocks of unequal size, their medians may all lie on one side of the overall median.
             low=min(low, centre),
             high=max(high, centre),
             confidence=confidence,
@@ -59,34 +59,33 @@ class Spread:
 
     @property
     def uncertainty(self) -> float:
-        """Half the interval, as a share of the median."""
+        """Half the interval, relative to the median."""
         return (self.high - self.low) / 2 / self.median if self.median else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return asdict(self)
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the sorted `values` lies, interpolated between neighbours."""
-    place = share * (len(values) - 1)
-    below = int(place)
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """Return a quantile of sorted values, linearly interpolated."""
+    position = fraction * (len(values) - 1)
+    below = int(position)
     above = min(below + 1, len(values) - 1)
-    return values[below] + (place - below) * (values[above] - values[below])
+    return values[below] + (position - below) * (values[above] - values[below])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Bounds of the median of what `values` were drawn from, and the confidence in them.
+    """Return a distribution-free confidence interval of the median, and its confidence.
 
-    They are two of the values, chosen by the binomial distribution of how many lie below the median: nothing is assumed
-    of their distribution. Neighbouring runs of a program are alike, because a noisy machine stays noisy for a while; so
-    give medians of blocks that were taken apart in time, not single runs. Below six values no two of them hold the
-    median with 95 %: the bounds are the extremes then, and the confidence says what they are worth.
+    The bounds are order statistics, chosen by the sign test. Consecutive runs are correlated, because a noisy machine
+    stays noisy for a while, so pass medians of blocks taken apart in time rather than single runs. With fewer than six
+    values the bounds are the extremes, at a confidence below 95 %.
     """
     ordered, count = sorted(values), len(values)
     ways, outside, cut = 1, 1 / 2**count, 0  # probability that the median lies below the value at `cut`
     while True:
-        ways = ways * (count - cut) // (cut + 1)  # to choose cut + 1 of them
+        ways = ways * (count - cut) // (cut + 1)  # binomial coefficient (count, cut + 1)
         more = outside + ways / 2**count
         if more > (1 - CONFIDENCE) / 2:
             break
@@ -95,9 +94,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def ratio(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> dict[str, float]:
-    """How many times larger the median of `theirs` is, with the interval of it.
+    """Return the ratio of the median of `theirs` to that of `ours`, with its confidence interval.
 
-    Block i of both was taken in the same round, so that what slows the machine for a while slows both.
+    Block i of both must come from the same round, so that a temporary slowdown affects both.
     """
     pairs = zip(ours, theirs, strict=True)
     low, high, confidence = interval([quantile(sorted(b), 0.5) / quantile(sorted(a), 0.5) for a, b in pairs])

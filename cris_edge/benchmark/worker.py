@@ -1,18 +1,20 @@
-"""Worker: what is measured, in a process that does nothing else; asked over a pipe.
+"""Worker processes for measurements, controlled over a pipe.
 
-A process of its own keeps the peak of its memory apart, and a crash. The workers of one measurement live at the same
-time and are asked in turn, so that what slows the machine for a while slows all of them.
+A separate process isolates peak memory and crashes. The workers of one measurement run at the same time and are asked
+one after another, so that a temporary slowdown of the machine affects all of them.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -20,10 +22,10 @@ from typing import IO, Any
 
 from cris_edge.errors import RuntimeFailure
 
-# The child imports what this process imports, from the same places, wherever it was started.
+# The child has this process's import path.
 _PRELUDE = "import sys; sys.path[:] = sys.argv[1].split(chr(10)); "
 _SERVE = _PRELUDE + "from cris_edge.benchmark.worker import serve; serve(*sys.argv[2:])"
-# What the smallest program does, up to its first mask; the clock is the parent's.
+# A minimal program up to its first mask; the total is timed by the parent.
 _START = (
     _PRELUDE
     + """
@@ -36,14 +38,14 @@ try:
     imported = perf_counter()
     segmenter = Segmenter(given["model"], **given["options"])
     loaded = perf_counter()
-    segmenter(given["image"], given["sentence"]).mask
+    segmenter(given["image"], given["prompt"]).mask
     print(json.dumps({"import": imported - began, "load": loaded - imported, "mask": perf_counter() - loaded}))
     sys.stdout.flush()
 except Exception as error:
     print(json.dumps({"error": str(error) or type(error).__name__}))
 else:
     for _ in range(3):
-        segmenter(given["image"], given["sentence"]).mask
+        segmenter(given["image"], given["prompt"]).mask
     from cris_edge.benchmark.worker import peak_memory
     print(json.dumps({"memory": peak_memory(), "info": segmenter.info.to_dict()}))
 """
@@ -52,28 +54,28 @@ _STATUS = Path("/proc/self/status")
 
 
 class Worker:
-    """A process that holds one subject. A context manager; `close` ends the process.
+    """A process that holds one subject to measure; a context manager.
 
     Args:
-        entry: "module:name" of what makes the subject, called in the process.
-        arguments: For it, as JSON can carry them. What it makes has a method for each question, and `info`.
-        label: What to call it in messages.
+        entry: "module:name" of the subject's factory, called in the process.
+        arguments: JSON-serializable arguments of the factory. The subject has a method per question, and `info`.
+        label: Name in messages.
 
     Attributes:
-        info: What the subject says of itself, a dict.
+        info: The subject's `info`, a dict.
 
     Raises:
-        RuntimeFailure: The subject cannot be made.
+        RuntimeFailure: The subject cannot be created.
     """
 
     def __init__(self, entry: str, arguments: Mapping[str, Any], label: str) -> None:
         self.label = label
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             _command(_SERVE, entry, json.dumps(arguments)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             env=_environment(),
         )
         try:
@@ -83,10 +85,10 @@ class Worker:
             raise
 
     def ask(self, question: str, **arguments: Any) -> Any:
-        """What the method `question` of the subject returns.
+        """Call the subject's method `question` and return its result.
 
         Raises:
-            RuntimeFailure: It raised an error, or the process ended.
+            RuntimeFailure: The method raised an error, or the process ended.
         """
         assert self._process.stdin is not None
         try:
@@ -108,37 +110,34 @@ class Worker:
 
     def _ended(self) -> RuntimeFailure:
         status = self._process.wait()
-        self._said.seek(0)
-        return RuntimeFailure(_how_it_ended(f"The process that measured {self.label}", status, self._said.read()))
+        return _ended(f"The process that measured {self.label}", status, self._stderr)
 
     def close(self) -> None:
         """End the process."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                try:
+                with suppress(OSError):  # unwritten data for a process that is gone
                     stream.close()
-                except OSError:  # what was still to be written, to a process that is gone
-                    continue
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._said.close()
+        self._stderr.close()
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is not None:  # it may be in the middle of something long
+        if kind is not None:  # it may be busy for long
             self._process.kill()
         self.close()
 
 
 def serve(entry: str, arguments: str) -> None:
-    """Be the process of a worker until the other end of the pipe is closed."""
+    """Serve questions in a worker's process until the other end of the pipe closes."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a runtime prints is no answer
+    os.dup2(2, 1)  # keep what a runtime prints out of the answers
 
     def answer(kind: str, value: Any) -> None:
         channel.write(json.dumps([kind, value]) + "\n")
@@ -164,9 +163,9 @@ class SegmenterSubject:
 
     Args:
         model: The bundle's folder.
-        options: Of `Segmenter`.
-        image: File.
-        sentence: Begin of the sentences that are asked.
+        options: Options of `Segmenter`.
+        image: Image file.
+        sentence: Start of the prompts.
     """
 
     def __init__(self, model: str, options: Mapping[str, Any], image: str, sentence: str) -> None:
@@ -176,44 +175,44 @@ class SegmenterSubject:
         from cris_edge.segmenter import Segmenter
         from cris_edge.tokenizer import PromptWarning
 
-        warnings.simplefilter("ignore", PromptWarning)  # a numbered sentence may be too long for a small model
+        warnings.simplefilter("ignore", PromptWarning)  # a numbered prompt may be too long for a small model
         self._segmenter = Segmenter(model, **options)
         self.info = self._segmenter.info.to_dict()
         self._image = load_image(image)
-        self._sentences = numbered(sentence)
-        self._scene = self._segmenter.encode_image(self._image)
+        self._prompts = numbered(sentence)
+        self._features = self._segmenter.encode_image(self._image)
         self._samples: tuple[str, list[Any]] = ("", [])
 
     def measure(self, count: int) -> list[dict[str, float]]:
-        """Seconds of `count` turns: one image and one sentence ("whole"), its stages, another sentence ("next").
+        """Return seconds of `count` iterations: image and prompt ("whole"), its stages, another prompt ("next").
 
-        One more turn comes first and is not told: the processor's caches hold another process's data by then.
+        One more iteration runs first and is discarded, because the CPU's caches hold another process's data by then.
         """
-        told = []
+        iterations = []
         for number in range(count + 1):
             began = perf_counter()
-            result = self._segmenter(self._image, next(self._sentences))
+            result = self._segmenter(self._image, next(self._prompts))
             ended = perf_counter()
-            self._segmenter(self._scene, next(self._sentences))
+            self._segmenter(self._features, next(self._prompts))
             if number:
-                told.append({"whole": ended - began, "next": perf_counter() - ended, **result.timings})
-        return told
+                iterations.append({"whole": ended - began, "next": perf_counter() - ended, **result.timings})
+        return iterations
 
     def stream(self, seconds: float) -> float:
-        """Images per second of a stream of them, one sentence for all."""
+        """Return images per second of a stream with one prompt."""
         until = perf_counter() + seconds
-        sentence = self._segmenter.encode_text(next(self._sentences))
+        prompt = self._segmenter.encode_text(next(self._prompts))
 
         def frames() -> Iterator[Any]:
             while perf_counter() < until:
                 yield self._image
 
         began = perf_counter()
-        count = sum(1 for _ in self._segmenter.stream(frames(), sentence))
+        count = sum(1 for _ in self._segmenter.stream(frames(), prompt))
         return count / (perf_counter() - began)
 
     def score(self, data: str, first: int, count: int) -> dict[str, Any]:
-        """Overlap with the truth for `count` samples of labelled data from the `first` on, every sentence of them."""
+        """Score every prompt of `count` labelled samples, starting at `first`."""
         from cris_edge.image.labelled import read_samples
         from cris_edge.metrics import Scores
 
@@ -228,29 +227,26 @@ class SegmenterSubject:
         return {"ious": scores.ious, "intersection": scores.intersection, "union": scores.union}
 
     def memory(self) -> int | None:
-        """Peak of this process; see `peak_memory`."""
+        """Return the peak memory of this process; see `peak_memory`."""
         return peak_memory()
 
 
-def numbered(sentence: str) -> Iterator[str]:
-    """Sentences that all differ, so that none is answered from memory."""
-    number = 0
-    while True:
-        number += 1
-        yield f"{sentence} {number}"
+def numbered(prompt: str) -> Iterator[str]:
+    """Yield distinct prompts, so that none comes from a cache."""
+    return (f"{prompt} {number}" for number in itertools.count(1))
 
 
-def start(model: str, options: Mapping[str, Any], image: str, sentence: str) -> dict[str, Any]:
-    """Seconds from the start of a process to its first mask ("total"), the parts of it, and its peak of memory.
+def start(model: str, options: Mapping[str, Any], image: str, prompt: str) -> dict[str, Any]:
+    """Return seconds from process start to the first mask ("total"), their parts, and peak memory.
 
     Raises:
-        RuntimeFailure: It came to no mask.
+        RuntimeFailure: The process produced no mask.
     """
-    given = {"model": model, "options": options, "image": image, "sentence": sentence}
-    with tempfile.TemporaryFile() as said:
+    given = {"model": model, "options": options, "image": image, "prompt": prompt}
+    with tempfile.TemporaryFile() as stderr:
         began = perf_counter()
         with subprocess.Popen(
-            _command(_START, json.dumps(given)), stdout=subprocess.PIPE, stderr=said, env=_environment()
+            _command(_START, json.dumps(given)), stdout=subprocess.PIPE, stderr=stderr, env=_environment()
         ) as process:
             assert process.stdout is not None
             first = process.stdout.readline()
@@ -260,15 +256,14 @@ def start(model: str, options: Mapping[str, Any], image: str, sentence: str) -> 
         if "error" in parts:
             raise RuntimeFailure(parts["error"])
         if process.returncode or not second:
-            said.seek(0)
-            raise RuntimeFailure(_how_it_ended("The process that was started", process.returncode, said.read()))
+            raise _ended("The process that was started", process.returncode, stderr)
     return {"total": total, **parts, **json.loads(second)}
 
 
 def peak_memory() -> int | None:
-    """The largest resident memory that this process had, in bytes; None where the system does not tell."""
+    """Return the peak resident memory of this process in bytes; None if unknown."""
     try:
-        # Not getrusage: on Linux a process begins with the peak of the one that started it.
+        # Not getrusage: on Linux a process inherits the peak of its parent.
         lines = _STATUS.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -305,11 +300,12 @@ def _command(code: str, *arguments: str) -> Sequence[str]:
 
 
 def _environment() -> dict[str, str]:
-    """As here; but byte code is kept, as an installed package has it, or each start would compile the sources."""
+    """The current environment, but with byte code cached as for an installed package, or each start would compile."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def _how_it_ended(what: str, status: int, said: bytes) -> str:
-    lines = said.decode(errors="replace").strip().splitlines()
-    last = f", its last words: {lines[-1].strip()}" if lines else ""
-    return f"{what} ended with status {status} before it was done{last}"
+def _ended(what: str, status: int, stderr: IO[bytes]) -> RuntimeFailure:
+    stderr.seek(0)
+    lines = stderr.read().decode(errors="replace").strip().splitlines()
+    last = f"; its last line of output: {lines[-1].strip()}" if lines else ""
+    return RuntimeFailure(f"{what} ended early with status {status}{last}")

@@ -1,4 +1,4 @@
-"""Bundles: loading, checking and writing; a bundle is a folder with three graphs, a tokenizer and a manifest."""
+"""Bundles: loading, verifying and writing. A bundle is a folder with three graphs, a tokenizer and a manifest."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ __all__ = [
     "embedded",
 ]
 
-embedded = default_model  # its name before the default model could have another origin
+embedded = default_model  # the former public name

@@ -1,4 +1,4 @@
-"""The default model: the bundle inside the package."""
+"""The default model, a bundle inside the package."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def default_model() -> Path:
-    """The folder of the bundle that comes with the package."""
+    """Return the folder of the default model."""
     return Path(__file__).resolve().parents[1] / "models" / "default"

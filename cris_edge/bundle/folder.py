@@ -1,4 +1,4 @@
-"""A bundle: a folder with three graphs per runtime, a tokenizer, golden outputs and a manifest."""
+"""Opening a bundle: a folder with three graphs per runtime, a tokenizer, golden outputs and a manifest."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs and what PyTorch gave for them when the bundle was written.
+    """Golden inputs, and PyTorch's outputs for them at export.
 
     Attributes:
         images: (N, S, S, 3) uint8 RGB.
         tokens: (N, L) int64.
         logits: (N, 1, S/4, S/4) float32.
-        prompts: The N sentences.
-        own_logits: By runtime, of the same shape: what PyTorch gave where it computed as that runtime does.
-        truth: (N, S, S) bool, the masks that the sentences mean; None in bundles of before.
+        prompts: The N prompts.
+        own_logits: By runtime, of the same shape: PyTorch's logits when it emulates that runtime's arithmetic.
+        truth: (N, S, S) bool, the ground-truth masks; None in older bundles.
     """
 
     images: NDArray[np.uint8]
@@ -48,13 +48,12 @@ class Golden:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A model folder that was found whole.
+    """A verified bundle.
 
     Attributes:
         path: The folder, absolute.
-        manifest: What it says about itself.
-        digest: SHA-256 of the manifest, which holds the hash of every other file: two bundles with the same digest
-            are the same model.
+        manifest: The parsed manifest.
+        digest: SHA-256 of the manifest, which lists the hash of every other file, so that it identifies the model.
     """
 
     path: Path
@@ -69,30 +68,29 @@ class Bundle:
         thorough: bool = False,
         cache_dir: str | os.PathLike[str] | None = "auto",
     ) -> Bundle:
-        """Check a model folder and read its manifest.
+        """Read a bundle's manifest and verify its files.
 
-        Every file that the manifest lists has to be there with the size and SHA-256 it had when it was written. A file
-        that was hashed before and whose size, times and inode are the same since is not hashed again. Files that the
-        manifest does not list are ignored.
+        Every listed file must have the size and SHA-256 that the manifest states. A file hashed before is not hashed
+        again while its size, times and inode are unchanged. Files that are not listed are ignored.
 
         Args:
             path: The folder.
             thorough: Whether to hash every file again.
-            cache_dir: Where to remember what was hashed: a folder, "auto" for the platform's, None for nowhere.
+            cache_dir: Where to record hashed files: a folder, "auto" for the platform's cache folder, None to disable.
 
         Raises:
-            BundleError: There is no bundle, it is of an unknown format, or a file is missing, changed or outside it.
+            BundleError: There is no bundle, its format is unsupported, or a file is missing, modified or outside it.
         """
         folder = Path(path).expanduser()
         if not folder.exists():
-            raise BundleError(f"There is no model folder {folder}; expected a folder with a {MANIFEST}.")
+            raise BundleError(f"There is no bundle {folder}; expected a folder with a {MANIFEST}.")
         if not folder.is_dir():
-            raise BundleError(f"{folder} is a file; expected a model folder, which has a {MANIFEST}.")
+            raise BundleError(f"{folder} is a file; expected a bundle, a folder with a {MANIFEST}.")
         folder = folder.resolve()
         try:
             text = (folder / MANIFEST).read_bytes()
         except FileNotFoundError:
-            raise BundleError(f"{folder} is not a model folder: it has no {MANIFEST}.") from None
+            raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from None
         except OSError as error:
             raise BundleError(f"The manifest in {folder} cannot be read: {error}.") from error
         try:
@@ -106,37 +104,37 @@ class Bundle:
         return bundle
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest lists."""
+        """Return the path of a file that the manifest lists."""
         if name not in self.manifest.files:
-            raise BundleError(f"The bundle {self.path} lists no file {name!r}.")
+            raise BundleError(f"The manifest of {self.path} lists no file {name!r}.")
         return inside(self.path, name)
 
     def graph_files(self, runtime: str) -> dict[str, Path]:
-        """The file of each of the three graphs for `runtime`.
+        """Return the file of each of the three graphs for `runtime`.
 
         Raises:
-            OptionError: The bundle holds nothing for that runtime.
+            OptionError: The bundle does not support the runtime.
         """
         files = self.manifest.runtimes.get(runtime)
         if files is None:
             raise OptionError(
-                f"The bundle {self.path} holds no graphs for the runtime {runtime!r}; "
-                f"it holds them for {', '.join(self.manifest.runtimes)}."
+                f"The bundle {self.path} has no graphs for the runtime {runtime!r}. "
+                f"Available: {', '.join(self.manifest.runtimes)}."
             )
         return {graph: self.file(files[graph]) for graph in GRAPHS}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the text encoder was trained with."""
+        """The tokenizer of the text encoder."""
         from cris_edge.tokenizer import Tokenizer
 
         return Tokenizer(self.file("tokenizer.json"))
 
     def golden(self) -> Golden:
-        """The golden inputs and outputs.
+        """Load the golden inputs and outputs.
 
         Raises:
-            BundleError: The bundle carries none, or they do not have the shapes of its graphs.
+            BundleError: The bundle has none, or their shapes do not match its graphs.
         """
         from zipfile import BadZipFile
 
@@ -144,7 +142,7 @@ class Bundle:
 
         manifest = self.manifest
         if manifest.golden is None:
-            raise BundleError(f"The bundle {self.path} carries no golden outputs; export it again to have it checked.")
+            raise BundleError(f"The bundle {self.path} has no golden outputs; export it again to verify it.")
         side, length = manifest.input_size, manifest.word_len
         try:
             with np.load(self.file(manifest.golden), allow_pickle=False) as arrays:
@@ -173,6 +171,6 @@ class Bundle:
             if array.shape != shape or array.dtype != dtype or count == 0:
                 raise BundleError(
                     f"The golden {name} of {self.path} is {array.dtype}{list(array.shape)}; expected "
-                    f"{dtype}{list(shape)} and at least one."
+                    f"{dtype}{list(shape)} with at least one entry."
                 )
         return golden

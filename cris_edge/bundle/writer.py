@@ -1,4 +1,4 @@
-"""Writes a bundle into a temporary folder and renames it into place."""
+"""Atomic writing of bundles: into a temporary folder, then renamed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cris_edge.errors import BundleError
 
 
 class BundleWriter:
-    """Writes a bundle that is whole or is not there.
+    """Write a bundle atomically.
 
-    Files go into `path`, a temporary folder beside the target; `manifest` is set to everything that the manifest says
-    but ``format`` and ``files``. When the ``with`` block ends, every file is hashed, the manifest written, the result
-    opened as `Bundle.open` would, everything flushed to the disk, and the folder renamed into place. When it is left
-    by an exception, the temporary folder is removed and the target is as it was::
+    Write files into `path`, a temporary folder beside the target, and set `manifest` to all its entries but ``format``
+    and ``files``. At the end of the ``with`` block every file is hashed, the manifest is checked and written, all is
+    flushed to disk, and the folder is renamed to the target. After an exception the temporary folder is removed and the
+    target is unchanged::
 
         with BundleWriter("my-model") as writer:
             save_graphs(writer.path / "onnx")
@@ -30,14 +30,14 @@ class BundleWriter:
 
     Args:
         target: The folder to write.
-        overwrite: Whether to replace a bundle that is there. A folder that is not a bundle is never replaced.
+        overwrite: Whether to replace an existing bundle. A folder that is not a bundle is never replaced.
 
     Raises:
-        BundleError: The target exists, or what was written is not a bundle.
+        BundleError: The target exists, or the files and the manifest do not form a bundle.
     """
 
     def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        # Not resolved: where the target is a symbolic link, the link is what exists.
+        # Not resolved, so that a symbolic link at the target is noticed.
         self.target = Path(os.path.abspath(Path(target).expanduser()))
         self.manifest: Mapping[str, Any] | None = None
         self._overwrite = overwrite
@@ -45,7 +45,7 @@ class BundleWriter:
 
     @property
     def path(self) -> Path:
-        """The temporary folder; exists inside the ``with`` block."""
+        """The temporary folder, inside the ``with`` block."""
         assert self._path is not None, "BundleWriter is used in a with statement"
         return self._path
 
@@ -81,7 +81,7 @@ class BundleWriter:
             if file.is_file() and file != path / MANIFEST
         }
         plain = {"format": FORMAT, **self.manifest, "files": files}
-        manifest = Manifest.from_dict(plain)  # the sentence of what is wrong, before anything is renamed
+        manifest = Manifest.from_dict(plain)  # raises on errors, before anything is renamed
         for name in files:
             inside(path, name)
         text = json.dumps(plain | manifest.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -108,21 +108,19 @@ class BundleWriter:
         if not os.path.lexists(self.target):
             return
         if not self._overwrite:
-            raise BundleError(
-                f"{self.target} exists already; choose another folder, remove it, or ask to overwrite it."
-            )
+            raise BundleError(f"{self.target} already exists; choose another folder, remove it, or allow overwriting.")
         if self.target.is_symlink() or not (self.target / MANIFEST).is_file():
             raise BundleError(f"{self.target} is not a bundle, so it is not overwritten; choose another folder.")
 
     def _beside(self, purpose: str) -> Path:
-        """A new name in the target's folder, so that renaming stays within one file system."""
+        """Return a new name in the target's folder, so that renaming stays within one file system."""
         return self.target.with_name(f".{self.target.name}.{purpose}-{os.urandom(4).hex()}")
 
 
 def _flush(path: Path) -> None:
-    """Have the file, or the names in the folder, on the disk before what follows is."""
+    """Flush a file, or a folder's entries, to disk."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows has no handles of folders to flush
+        return  # Windows cannot flush folders
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(handle)

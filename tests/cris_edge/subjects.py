@@ -1,4 +1,4 @@
-"""Subjects for workers: what a test asks in another process."""
+"""Subjects that tests measure in worker processes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cris_edge.benchmark.worker import SegmenterSubject, peak_memory
 
 
 class Probe:
-    """Says what it was made with, and misbehaves when asked to."""
+    """Reports its arguments, and misbehaves on request."""
 
     def __init__(self, **given: object) -> None:
         print("a runtime that talks")
         if given.get("refuse"):
-            raise ValueError("this subject cannot be made")
+            raise ValueError("this subject cannot be created")
         self.info = given
 
     def add(self, first: int, second: int) -> int:
@@ -37,7 +37,7 @@ class Probe:
 
 
 class Fragile(SegmenterSubject):
-    """A segmenter whose process ends when it is asked for the third time, in one of the runtimes."""
+    """A segmenter that crashes at its third measurement, in one of the runtimes."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)

@@ -237,7 +237,7 @@ def test_auto_says_which_and_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_cannot_be_had_is_refused_at_once(tiny: Path, tmp_path: Path, runtime: str) -> None:
-    with pytest.raises(BundleError, match="There is no model folder"):
+    with pytest.raises(BundleError, match="There is no bundle"):
         Segmenter(tmp_path / "nowhere")
     with pytest.raises(OptionError, match="no graphs for the runtime 'tensorflow'"):
         Segmenter(tiny, runtime="tensorflow")

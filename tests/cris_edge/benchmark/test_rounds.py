@@ -11,7 +11,7 @@ from cris_edge.errors import RuntimeFailure
 
 
 class Fake:
-    """A worker that takes as long as it says."""
+    """A worker that reports given durations."""
 
     def __init__(self, label: str, seconds: list[float], log: list[str]) -> None:
         self.label, self.seconds, self.log, self.asked = label, seconds, log, 0
@@ -31,26 +31,26 @@ def test_cases_are_interleaved() -> None:
     rounds = [log[start : start + 3] for start in range(6, len(log), 3)]  # after the warm-up
     assert len(rounds) == 10 == len(gathered[0].blocks)
     assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
-    assert len({tuple(order) for order in rounds}) > 1  # none always follows the same one
-    assert [len(turns) for turns in gathered] == [500, 500, 500]
+    assert len({tuple(order) for order in rounds}) > 1  # the order changes
+    assert [len(samples) for samples in gathered] == [500, 500, 500]
 
 
 def test_noise_is_measured_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cris_edge.benchmark.rounds.monotonic", iter(np.arange(0, 1e6, 0.1)).__next__)
     calm: Any = Fake("calm", [1.0], [])
     noisy: Any = Fake("noisy", [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0], [])
-    (calm_turns,) = interleave([calm], runs=50, seconds=10)
-    (noisy_turns,) = interleave([noisy], runs=50, seconds=10)
-    assert len(calm_turns) < len(noisy_turns)
-    assert Spread.of(noisy_turns.of("whole")).uncertainty > 0.02
+    (calm_samples,) = interleave([calm], runs=50, seconds=10)
+    (noisy_samples,) = interleave([noisy], runs=50, seconds=10)
+    assert len(calm_samples) < len(noisy_samples)
+    assert Spread.of(noisy_samples.of("whole")).uncertainty > 0.02
 
 
-def test_turns_by_stage() -> None:
-    turns = LatencySamples()
-    turns.blocks = [[{"whole": 2.0, "next": 1.0}], [{"whole": 4.0, "next": 3.0}]]
-    assert turns.of("next") == [[1.0], [3.0]]
-    assert turns.spreads()["whole"].median == 3.0
-    assert len(turns) == 2
+def test_samples_by_stage() -> None:
+    samples = LatencySamples()
+    samples.blocks = [[{"whole": 2.0, "next": 1.0}], [{"whole": 4.0, "next": 3.0}]]
+    assert samples.of("next") == [[1.0], [3.0]]
+    assert samples.spreads()["whole"].median == 3.0
+    assert len(samples) == 2
 
 
 def test_a_worker_that_fails_is_named() -> None:
@@ -63,4 +63,4 @@ def test_a_worker_that_fails_is_named() -> None:
     workers: list[Any] = [Fake("a", [1.0], []), Failing("b", [1.0], [])]
     with pytest.raises(WorkerFailure, match="no memory is left") as failure:
         interleave(workers, runs=500, seconds=0)
-    assert failure.value.place == 1
+    assert failure.value.index == 1

@@ -22,7 +22,7 @@ FEW = {"runs": 3, "seconds": 0.0, "starts": 1, "stream_seconds": 0.3}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures, three sentences; the model of the tests finds two of them."""
+    """Two images and three prompts, of which the test model finds two."""
     from tests.cris_edge.tiny_bundle import picture
 
     folder = tmp_path_factory.mktemp("data")
@@ -43,18 +43,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(tiny: Path, data: Path) -> Report:
-    """Everything that is measured, of one runtime."""
+    """All measurements of one runtime."""
     pytest.importorskip("onnxruntime")
     settings = Settings(models=(str(tiny), str(tiny)), runtimes=("onnxruntime",), threads=1, data=data, **FEW)
-    said: list[str] = []
-    found = benchmark(settings, said.append)
-    assert any("round" in line for line in said)
+    progress: list[str] = []
+    found = benchmark(settings, progress.append)
+    assert any("round" in line for line in progress)
     return found
 
 
 def test_a_combination_is_measured_once(report: Report) -> None:
     assert not report.failures
-    (case,) = report.cases  # the bundle was given twice, and both precisions come to the same
+    (case,) = report.cases  # the bundle was given twice, and both precisions resolve to the same
     assert (case.model, case.runtime, case.precision, case.device, case.threads) == (
         "tiny",
         "onnxruntime",
@@ -69,7 +69,7 @@ def test_stages_add_up_to_the_whole(report: Report) -> None:
     stages = {"load", "preprocess", "image_encoder", "tokenize", "text_encoder", "mask_decoder", "postprocess"}
     assert set(latency) == {"whole", "next", *stages}
     assert latency["whole"].count >= 3
-    # Within what lies between the stages: the result object.
+    # The remainder is spent between the stages, on the result object.
     assert sum(latency[stage].smallest for stage in stages) <= latency["whole"].p99
     assert latency["whole"].median > latency["image_encoder"].median
     assert all(spread.smallest > 0 for spread in latency.values())
@@ -88,11 +88,11 @@ def test_starts_memory_and_bytes(report: Report, tiny: Path) -> None:
     assert case.disk["runtime"] == on_disk - (tiny / "golden.npz").stat().st_size
 
 
-def test_accuracy_counts_every_sentence(report: Report) -> None:
+def test_accuracy_counts_every_prompt(report: Report) -> None:
     accuracy = report.cases[0].accuracy
     assert accuracy is not None
     assert (accuracy["images"], accuracy["sentences"]) == (2, 3)
-    assert accuracy["Pr@50"] == pytest.approx(200 / 3)  # "blue" is nowhere in the second picture
+    assert accuracy["Pr@50"] == pytest.approx(200 / 3)  # "blue" is not in the second image
     assert 55 < accuracy["mIoU"] < 67
 
 
@@ -103,15 +103,15 @@ def test_throughput(report: Report) -> None:
     assert case.parallel == 1
 
 
-def test_what_ran_is_told(report: Report) -> None:
-    told = json.loads(json.dumps(report.to_dict()))
-    assert told["machine"]["cores"] >= 1
-    assert {"processor", "instruction_sets", "python", "cris_edge", "system"} <= set(told["machine"])
-    assert told["machine"]["packages"]["numpy"] == np.__version__
-    assert told["cases"][0]["version"]
-    assert told["cases"][0]["latency"]["whole"]["confidence"] == 0.75  # three blocks say no more
-    assert told["settings"]["image"] == {"source": "drawn", "width": 640, "height": 480}
-    assert told["settings"]["runs"] == 3
+def test_the_report_describes_the_run(report: Report) -> None:
+    document = json.loads(json.dumps(report.to_dict()))
+    assert document["machine"]["cores"] >= 1
+    assert {"processor", "instruction_sets", "python", "cris_edge", "system"} <= set(document["machine"])
+    assert document["machine"]["packages"]["numpy"] == np.__version__
+    assert document["cases"][0]["version"]
+    assert document["cases"][0]["latency"]["whole"]["confidence"] == 0.75  # all that three blocks allow
+    assert document["settings"]["image"] == {"source": "drawn", "width": 640, "height": 480}
+    assert document["settings"]["runs"] == 3
 
 
 def test_files(report: Report, tmp_path: Path) -> None:
@@ -127,20 +127,20 @@ def test_files(report: Report, tmp_path: Path) -> None:
 
 def test_tables(report: Report) -> None:
     text = report.to_text()
-    for part in (device()["processor"], "tiny onnxruntime float32", "next sentence", "mask_decoder", "mIoU"):
+    for part in (device()["processor"], "tiny onnxruntime float32", "next prompt", "mask_decoder", "mIoU"):
         assert part in text
     markdown = report.to_text(markdown=True)
     assert markdown.count("|-") >= 0
     assert "| tiny onnxruntime float32 |" in markdown
 
 
-def test_a_processor_in_use_is_told() -> None:
+def test_a_busy_cpu_is_reported() -> None:
     busy = Report(machine={}, load_before=3.0)
-    assert "Other programs were using the processor (load 3.0" in busy.remarks()[0]
+    assert "Other programs were using the CPU (load 3.0" in busy.remarks()[0]
     assert not Report(machine={}, load_before=0.1).remarks()
 
 
-def test_without_accuracy_there_is_no_picture() -> None:
+def test_without_accuracy_there_is_no_plot() -> None:
     assert Report(machine={}).to_svg() is None
 
 
@@ -150,15 +150,15 @@ def test_table() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"runs": 0}, {"starts": -1}, {"seconds": -1.0}])
-def test_numbers_that_make_no_sense(wrong: dict[str, Any]) -> None:
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="expected at least one run"):
         benchmark(Settings(**wrong))
 
 
 def test_nothing_is_measured_before_the_inputs_are_read(tmp_path: Path, tiny: Path) -> None:
-    with pytest.raises(BundleError, match="no model folder"):
+    with pytest.raises(BundleError, match="There is no bundle"):
         benchmark(Settings(models=(str(tmp_path / "absent"),)))
-    with pytest.raises(DataError, match="there is no data file"):
+    with pytest.raises(DataError, match="There is no data file"):
         benchmark(Settings(models=(str(tiny),), data=tmp_path / "absent.jsonl"))
 
 
@@ -166,7 +166,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["benchmark", *map(str, arguments)])
 
 
-def test_command_tells_of_what_cannot_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_what_cannot_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = run("--model", tiny, "--runtime", "openvino", "--device", "TPU", "--precision", "auto", "--json")
@@ -177,7 +177,7 @@ def test_command_tells_of_what_cannot_run(tiny: Path, monkeypatch: pytest.Monkey
     assert result.stderr.startswith("error: tiny on openvino TPU auto: ")
 
 
-def test_a_runtime_that_is_not_installed_is_left_out(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_is_not_installed_is_skipped(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setitem(sys.modules, "openvino", None)
     few = {**FEW, "starts": 0, "stream_seconds": 0.0}
@@ -192,10 +192,10 @@ def test_without_a_runtime_there_is_nothing_to_measure(tiny: Path, monkeypatch: 
         monkeypatch.setitem(sys.modules, name, None)
     result = run("--model", tiny)
     assert result.exit_code == 1
-    assert "There is nothing to measure: onnxruntime is not installed; install it with pip" in result.stderr
+    assert "Nothing to measure: onnxruntime is not installed; install it with pip" in result.stderr
 
 
-def test_command_prints_one_document(tiny: Path, tmp_path: Path) -> None:
+def test_the_command_prints_one_document(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     few = ["--runs", 1, "--seconds", 0, "--starts", 0, "--runtime", "onnxruntime", "--precision", "auto"]
     result = run("--model", tiny, *few, "--output", tmp_path / "out", "--json")
@@ -221,7 +221,7 @@ def test_a_crash_costs_one_case_and_not_the_others(tiny: Path, monkeypatch: pyte
     report = benchmark(Settings(models=(str(tiny),), precisions=("float32",), **{**FEW, "starts": 0}))
     latency, throughput = report.failures
     assert latency["case"] == "tiny onnxruntime float32, latency"
-    assert "ended with status 9" in latency["error"]
+    assert "ended early with status 9" in latency["error"]
     assert throughput["case"] == "tiny onnxruntime float32, throughput"
     cases = {case.runtime: case for case in report.cases}
     assert not cases["onnxruntime"].latency

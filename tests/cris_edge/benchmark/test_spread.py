@@ -11,7 +11,7 @@ from cris_edge.benchmark.spread import Spread, interval, quantile, ratio
 SECONDS = st.floats(1e-6, 1e3)
 
 
-def test_percentiles_of_a_known_row() -> None:
+def test_percentiles_of_known_values() -> None:
     spread = Spread.of([[float(value)] for value in range(101)])
     assert (spread.count, spread.smallest) == (101, 0)
     assert (spread.p25, spread.median, spread.p75, spread.p90, spread.p99) == (25, 50, 75, 90, 99)
@@ -24,7 +24,7 @@ def test_quantile_is_interpolated() -> None:
 
 @pytest.mark.parametrize(
     ("count", "first", "last"),
-    # Of the tables for the sign test: the values, in order, that hold the median with 95 %.
+    # From tables of the sign test: ranks of the bounds at 95 %.
     [(6, 1, 6), (8, 1, 8), (9, 2, 8), (20, 6, 15), (50, 18, 33), (100, 40, 61)],
 )
 def test_interval_is_that_of_the_sign_test(count: int, first: int, last: int) -> None:
@@ -32,18 +32,18 @@ def test_interval_is_that_of_the_sign_test(count: int, first: int, last: int) ->
     assert interval(values) == (first, last, 0.95)
 
 
-def test_few_values_say_how_little_they_say() -> None:
+def test_few_values_have_less_confidence() -> None:
     assert interval([1.0]) == (1.0, 1.0, 0.0)
     assert interval([1.0, 2.0, 3.0]) == (1.0, 3.0, 0.75)
     assert interval([1.0, 2.0, 3.0, 4.0, 5.0]) == (1.0, 5.0, 0.9375)
 
 
-def test_interval_takes_thousands() -> None:
+def test_interval_of_thousands() -> None:
     low, high, _ = interval([float(value) for value in range(5000)])
     assert 2400 < low < 2499 < high < 2600
 
 
-def test_interval_holds_the_median_as_often_as_it_says() -> None:
+def test_interval_covers_the_median_as_often_as_claimed() -> None:
     draw = random.Random(1)
     held = 0
     for _ in range(400):
@@ -53,21 +53,21 @@ def test_interval_holds_the_median_as_often_as_it_says() -> None:
 
 
 @given(st.lists(st.lists(SECONDS, min_size=1, max_size=5), min_size=1, max_size=12))
-def test_the_interval_holds_the_median_told(blocks: list[list[float]]) -> None:
+def test_the_interval_contains_the_reported_median(blocks: list[list[float]]) -> None:
     spread = Spread.of(blocks)
     assert spread.smallest <= spread.low <= spread.median <= spread.high
     assert spread.p25 <= spread.median <= spread.p75 <= spread.p90 <= spread.p99
     assert spread.uncertainty >= 0
 
 
-def test_blocks_apart_in_time_tell_of_drift() -> None:
+def test_drift_between_blocks_widens_the_interval() -> None:
     calm = [[1.0, 1.0, 1.0]] * 10
     drifting = [[1.0 + 0.1 * number] * 3 for number in range(10)]
     assert Spread.of(calm).uncertainty == 0
     assert Spread.of(drifting).uncertainty > 0.1
 
 
-def test_ratio_is_not_moved_by_what_slows_both() -> None:
+def test_ratio_is_robust_to_a_common_slowdown() -> None:
     slowdown = [1.0, 1.3, 2.0, 1.1, 1.0, 1.7, 1.2]
     ours, theirs = [[0.1 * slow] * 3 for slow in slowdown], [[0.5 * slow] * 3 for slow in slowdown]
     found = ratio(ours, theirs)

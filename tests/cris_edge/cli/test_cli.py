@@ -205,7 +205,7 @@ def test_refusals_are_one_line_and_status_1(tiny: Path, photo: Path, tmp_path: P
     assert "precision 'int4' is unknown" in refused(predict(tiny, output, photo, "red", "--precision", "int4"))
     assert "no graphs for the runtime 'x'" in refused(predict(tiny, output, photo, "red", "--runtime", "x"))
     assert "The prompt is empty" in refused(predict(tiny, output, photo, " "))
-    assert "There is no model folder" in refused(run("predict", photo, "red", "--model", tmp_path / "none"))
+    assert "There is no bundle" in refused(run("predict", photo, "red", "--model", tmp_path / "none"))
     (tmp_path / "file").touch()
     assert "cannot be made" in refused(predict(tiny, tmp_path / "file" / "output", photo, "red"))
     assert not output.exists() or names(output) == []
@@ -266,7 +266,7 @@ def test_verify_finds_a_changed_file(tiny: Path, tmp_path: Path) -> None:
     data = bytearray((bundle / "golden.npz").read_bytes())
     data[-1] ^= 1
     (bundle / "golden.npz").write_bytes(data)
-    assert "golden.npz was changed since the bundle was written" in refused(run("verify", bundle))
+    assert "golden.npz was modified after the bundle was written" in refused(run("verify", bundle))
 
 
 def test_verify_fails_where_a_runtime_gives_something_else(tiny: Path, tmp_path: Path) -> None:
