@@ -76,10 +76,20 @@ def serve(
         cache_bytes=cache_megabytes * _MEGABYTE,
         cache_seconds=float(cache_seconds),
     )
-    logging.getLogger("cris_edge.serve").setLevel(logging.INFO)
+    _log_requests()
     names = [*hosts, host, *LOOPBACK] if local or hosts else ["*"]
     service = Service(Segmenter(model, **options), limits, token=token, origins=origins, hosts=names)
     run(service.app(), host, port, lambda url: click.echo(url, err=True))
+
+
+def _log_requests() -> None:
+    """One JSON object for each request, a line of its own on stderr."""
+    requests = logging.getLogger("cris_edge.serve")
+    requests.setLevel(logging.INFO)
+    requests.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    requests.addHandler(handler)
 
 
 def _is_loopback(host: str) -> bool:

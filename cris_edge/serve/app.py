@@ -424,7 +424,7 @@ def _problem(error: Exception) -> Response:
         status = HTTPStatus.UNPROCESSABLE_ENTITY
     else:
         status = HTTPStatus.INTERNAL_SERVER_ERROR
-        logger.error("a request failed", exc_info=error)
+        logger.error("%s", json.dumps({"error": repr(error)}), exc_info=error)
     if status is HTTPStatus.UNAUTHORIZED:
         headers = {"WWW-Authenticate": "Bearer"}
     known = isinstance(error, (Problem, CrisEdgeError))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -30,18 +31,22 @@ def serve(app: Callable[..., Any], host: str, port: int, announce: Callable[[str
         raise RuntimeMissingError(
             'The service needs uvicorn; install it with pip install "cris-edge[serve]".'
         ) from error
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            name = f"[{host}]" if ":" in host else host
+            announce(f"http://{name}:{listening.getsockname()[1]}")
+
     # The application logs each request itself.
     config = uvicorn.Config(
         app, host=host, port=port, access_log=False, log_config=None, timeout_graceful_shutdown=_DRAIN
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    server = uvicorn.Server(config)
     try:
-        socket = config.bind_socket()
+        listening = config.bind_socket()
     except SystemExit as error:  # uvicorn's way to say that the address is taken
         raise InputError(
-            f"{host}:{port} cannot be listened on; it is in use or not an address of this machine."
+            f"{host}:{port} cannot be listened on: it is in use, or not an address of this machine."
         ) from error
-    name = f"[{host}]" if ":" in host else host
-    announce(f"http://{name}:{socket.getsockname()[1]}")
-    server.run(sockets=[socket])
+    Server(config).run(sockets=[listening])
