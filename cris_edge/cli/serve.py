@@ -63,6 +63,7 @@ def serve(
     from cris_edge.serve.limits import Limits
     from cris_edge.serve.server import serve as run
 
+    token = token or None  # an empty environment variable is no token
     local = _is_loopback(host)
     if not local and token is None and not open_network:
         raise OptionError(

@@ -44,9 +44,8 @@ def serve(app: Callable[..., Any], host: str, port: int, announce: Callable[[str
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     try:
-        listening = config.bind_socket()
-    except SystemExit as error:  # uvicorn's way to say that the address is taken
-        raise InputError(
-            f"{host}:{port} cannot be listened on: it is in use, or not an address of this machine."
-        ) from error
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InputError(f"{host}:{port} cannot be listened on: {error.strerror or error}.") from error
     Server(config).run(sockets=[listening])
