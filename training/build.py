@@ -1,4 +1,4 @@
-"""From a run's configuration to what trains: the network with its first weights, its optimizer, its wrapping."""
+"""Builds the network, its optimizer and its wrappers from a run's configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cris_edge.device.processor import usable_cores
 from cris_edge.errors import CheckpointError, OptionError
 from training.checkpoint import clip_architecture, load_clip, load_public, public_state, read_checkpoint, read_clip
-from training.config import RunConfig
+from training.config import RunConfig, option
 from training.distributed import Processes
 from training.fast_network import Network
 from training.model import CRIS
@@ -19,14 +19,15 @@ from training.shared_norm import share_batch_norm
 _FROM_CLIP = ("vision_layers", "vision_width", "embed_dim", "vocab_size", "text_width", "text_layers")
 
 WORKERS = 16
-"""Loader processes for each core, beyond which the machine only runs out of memory."""
+"""Largest number of loader processes per core; more only use up the memory."""
 
 
 def check_device(config: RunConfig, processes: Processes) -> None:
-    """Refuse what these processes cannot do, before anything is loaded.
+    """Check a configuration against the processes and their device, before anything is loaded.
 
     Raises:
-        OptionError: the batch cannot be divided among them, or their device has no such arithmetic.
+        OptionError: The batch cannot be divided among the processes, there are too many loader processes, or the device
+            does not support the precision.
     """
     loop = config.loop
     if loop.batch_size % (loop.accumulation * processes.world):
@@ -37,30 +38,29 @@ def check_device(config: RunConfig, processes: Processes) -> None:
     most = WORKERS * usable_cores()
     if config.data.workers > most:
         raise OptionError(
-            f"--workers is {config.data.workers}, but each is a process and this machine has {usable_cores()} cores; "
-            f"give at most {most}."
+            f"--workers is {config.data.workers}; expected at most {most} processes on {usable_cores()} cores."
         )
     if loop.precision == "float16" and processes.device.type != "cuda":
-        raise OptionError("--precision float16 needs a GPU; on a CPU use bfloat16 or float32.")
+        raise OptionError("--precision float16 needs a GPU; use bfloat16 or float32 on a CPU.")
 
 
 def build_model(config: RunConfig, processes: Processes) -> CRIS:
-    """Return the network on its device, with CLIP's weights, a checkpoint's, or random ones.
+    """Return the network on its device, initialized from CLIP, from a checkpoint, or randomly.
 
     Raises:
-        CheckpointError: the weights do not fit the architecture.
+        CheckpointError: The weights do not fit the architecture.
     """
     start = config.start
     model = CRIS(config.architecture)
     if start.clip:
         clip = read_clip(start.clip)
-        theirs = clip_architecture(clip, start.clip)
+        architecture = clip_architecture(clip, start.clip)
         for name in _FROM_CLIP:
-            wanted, found = getattr(config.architecture, name), getattr(theirs, name)
-            if wanted != found:
+            expected, found = getattr(config.architecture, name), getattr(architecture, name)
+            if expected != found:
                 raise CheckpointError(
-                    f"{start.clip} has {name} {found}, but recipe {config.name} has {wanted}; give the recipe or the "
-                    f"option --{name.replace('_', '-')} that fits."
+                    f"{start.clip} has {name} {found}, recipe {config.name} has {expected}; choose another recipe or "
+                    f"set {option(name)}."
                 )
         load_clip(model, clip, start.clip)
     if start.init:
@@ -79,7 +79,7 @@ def build_model(config: RunConfig, processes: Processes) -> CRIS:
 
 
 def build_optimizer(config: RunConfig, model: CRIS, adapter: nn.Module | None) -> torch.optim.Optimizer:
-    """Return Adam or AdamW over the network's groups, and over what distillation adds."""
+    """Return Adam or AdamW over the parameters of the network and of the distillation adapter."""
     settings = config.optimizer
     groups = model.parameter_groups(settings.learning_rate, settings.backbone_scale)
     if adapter is not None:
@@ -90,7 +90,7 @@ def build_optimizer(config: RunConfig, model: CRIS, adapter: nn.Module | None) -
 
 
 def wrap(config: RunConfig, model: CRIS, adapter: nn.Module | None, processes: Processes) -> nn.Module:
-    """Return what the loop calls: the network, compiled if asked for, exchanging gradients where there are several."""
+    """Return the network that the loop calls, compiled and data-parallel where configured."""
     network: nn.Module = Network(model, config.loop.gradient_checkpointing, adapter)
     if config.loop.compile:
         network.compile()

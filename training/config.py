@@ -1,8 +1,7 @@
-"""What a run consists of: every field with its default, its reason and its check in one place.
+"""Configuration of a training run: every field with its default, its documentation and its check.
 
-A :class:`RunConfig` is the architecture plus four groups. All field names are unique across the groups, so that each
-is one option of ``python -m training.train`` (``--learning-rate 3e-4``); :func:`override` and
-:meth:`RunConfig.from_dict` reject names they do not know.
+A :class:`RunConfig` is the architecture plus four groups. Field names are unique across the groups, so that each is one
+option of ``python -m training.train`` (``--learning-rate 3e-4``). Unknown names are errors.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ below_one: Check = (lambda value: 0 <= value < 1, "0 or more and below 1")
 
 
 def one_of(*choices: str) -> Check:
-    """Return the check that a value is one of ``choices``."""
+    """Return a check that a value is one of ``choices``."""
     return (lambda value: value in choices, "one of " + ", ".join(choices))
 
 
 def setting(default: Any, doc: str, check: Check | None = None) -> Any:
-    """Return a dataclass field that carries its documentation and its check."""
+    """Return a dataclass field with documentation and a check."""
     return field(default=default, metadata={"doc": doc, "check": check})
 
 
 class _Checked:
-    """Checks every field that has a check when the dataclass is made."""
+    """Runs the checks of all fields on construction."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -53,25 +52,25 @@ class _Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(_Checked):
-    """Where samples come from and what is done to them before the network sees them."""
+    """Data and augmentation."""
 
     train: str | None = setting(
-        None, "training data: a JSON Lines file, or scenes[:SPLIT[:LENGTH[:SEED]]] for drawn ones"
+        None, "training data: a JSON Lines file, or scenes[:SPLIT[:LENGTH[:SEED]]] for synthetic scenes"
     )
-    val: str | None = setting(None, "validation data, same forms; none: the run is not validated")
+    val: str | None = setting(None, "validation data, in the same forms; none: no validation")
     sentences_per_image: int = setting(
-        1, "sentences per image and step; above 1 the image is encoded once for all of them", positive
+        1, "prompts per image and step; the image is encoded once for all of them", positive
     )
     flip: float = setting(
-        0.0, "share of samples mirrored, left and right swapped in the words; unsafe sentences never are", share
+        0.0, "share of samples that are mirrored, with left and right swapped in the prompt where that is safe", share
     )
     jitter: float = setting(
-        0.0, "largest change of brightness and contrast, as a share; hue is left alone, words name colours", below_one
+        0.0, "largest relative change of brightness and contrast; hue stays, since prompts name colours", below_one
     )
     mask_target: str = setting(
         "nearest",
-        "what a logit learns of the mask: nearest (the paper) is the pixel at four times its place; area is the share "
-        "of the object in the cell that inference draws the logit over, one half of which lies at the threshold",
+        "target of a logit: nearest (the paper) is the mask's pixel at four times its position; area is the share of "
+        "the object in the logit's cell, and one half is learned as the threshold",
         one_of("nearest", "area"),
     )
     workers: int = setting(2, "loader processes; 0 loads in the training process", not_negative)
@@ -80,15 +79,15 @@ class DataConfig(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(_Checked):
-    """How weights move."""
+    """Optimizer, learning rate and loss."""
 
     optimizer: str = setting("adam", "adam (the paper) or adamw (decoupled weight decay)", one_of("adam", "adamw"))
-    learning_rate: float = setting(1e-4, "of everything but the backbone", positive)
+    learning_rate: float = setting(1e-4, "learning rate of all parameters except the backbone's", positive)
     backbone_scale: float = setting(
-        0.1, "learning rate of the CLIP encoders relative to the rest; 1 when they start from nothing", positive
+        0.1, "relative learning rate of the CLIP encoders; 1 when they are trained from scratch", positive
     )
-    weight_decay: float = setting(0.0, "on matrices and kernels, not on biases and norms", not_negative)
-    beta2: float = setting(0.999, "decay of the second moment", below_one)
+    weight_decay: float = setting(0.0, "weight decay of matrices and kernels, not of biases and norms", not_negative)
+    beta2: float = setting(0.999, "decay of the second moment in Adam", below_one)
     schedule: str = setting("multistep", "multistep (the paper) or cosine", one_of("multistep", "cosine"))
     milestones: tuple[float, ...] = setting(
         (35.0,), "multistep: epochs at which the learning rate is multiplied by decay"
@@ -96,15 +95,13 @@ class OptimizerConfig(_Checked):
     decay: float = setting(0.1, "multistep: factor at each milestone", positive)
     final_scale: float = setting(0.01, "cosine: learning rate at the last step relative to the first", share)
     warmup_steps: int = setting(0, "steps of linear warm-up, at the start and after each restart", not_negative)
-    restarts: tuple[int, ...] = setting((), "cosine: steps at which it begins anew (Loshchilov and Hutter, 2017)")
-    restart_scale: float = setting(0.7, "highest learning rate after a restart relative to the first", positive)
-    clip_norm: float = setting(0.0, "largest gradient norm; 0: no clipping", not_negative)
+    restarts: tuple[int, ...] = setting((), "cosine: steps at which it restarts (Loshchilov and Hutter, 2017)")
+    restart_scale: float = setting(0.7, "highest learning rate after a restart, relative to the first", positive)
+    clip_norm: float = setting(0.0, "largest norm of the gradient; 0: no clipping", not_negative)
     ema_decay: float = setting(
-        0.0, "decay of the averaged weights, which are then validated and shipped; 0: none", below_one
+        0.0, "decay of averaged weights, which are then the ones that are validated and saved; 0: no average", below_one
     )
-    foreground_weight: float = setting(
-        1.0, "weight of the object's pixels in the loss; 1 is the paper's loss", positive
-    )
+    foreground_weight: float = setting(1.0, "weight of foreground pixels in the loss; 1 is the paper's loss", positive)
     dice_weight: float = setting(
         0.0, "weight of a soft Dice term added to the loss; 0 is the paper's loss", not_negative
     )
@@ -112,51 +109,51 @@ class OptimizerConfig(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(_Checked):
-    """How long, how many at once, in which arithmetic, and what is written when."""
+    """Length, batch size, precision, and intervals of the training loop."""
 
     epochs: float = setting(50.0, "passes over the training data", positive)
     steps: int | None = setting(None, "optimizer steps; overrides epochs", positive)
-    batch_size: int = setting(64, "images of one optimizer step, over all processes and accumulation", positive)
-    accumulation: int = setting(1, "micro-batches per optimizer step: divides the memory, not the batch", positive)
-    sizes: tuple[int, ...] = setting(
-        (), "progressive input sizes, in pixels; empty: the architecture's size throughout"
-    )
-    size_shares: tuple[float, ...] = setting((), "share of the steps at each of sizes; empty: equal shares")
+    batch_size: int = setting(64, "images per optimizer step, over all processes and micro-batches", positive)
+    accumulation: int = setting(1, "micro-batches per optimizer step: less memory, same batch", positive)
+    sizes: tuple[int, ...] = setting((), "progressive input sizes in pixels; empty: always the architecture's size")
+    size_shares: tuple[float, ...] = setting((), "share of the steps at each of the sizes; empty: equal shares")
     precision: str = setting(
-        "float32", "autocast to bfloat16 or float16 (CUDA only), or float32", one_of("float32", "bfloat16", "float16")
+        "float32", "float32, or autocast to bfloat16 or float16 (CUDA only)", one_of("float32", "bfloat16", "float16")
     )
-    channels_last: bool = setting(False, "channels-last memory: faster convolutions on most devices")
+    channels_last: bool = setting(False, "channels-last memory format: faster convolutions on most devices")
     compile: bool = setting(False, "torch.compile the network")
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, about a third more time"
     )
-    freeze_batch_norm: bool = setting(False, "keep batch norm in eval mode: small batches, fine-tuning")
-    seed: int = setting(0, "of weights, order, augmentation and dropout", not_negative)
+    freeze_batch_norm: bool = setting(False, "keep batch norm in eval mode, for small batches and fine-tuning")
+    seed: int = setting(0, "seed of weights, order, augmentation and dropout", not_negative)
     threads: int = setting(0, "CPU threads of the training process; 0: PyTorch's choice", not_negative)
-    log_every: int = setting(20, "steps between lines of metrics.jsonl", positive)
+    log_every: int = setting(20, "steps between lines in metrics.jsonl", positive)
     checkpoint_every: int = setting(500, "steps between checkpoints", positive)
     validate_every: int = setting(2000, "steps between validations", positive)
-    threshold: float = setting(THRESHOLD, "probability above which a pixel is the object's, in validation", inside)
+    threshold: float = setting(THRESHOLD, "mask threshold on the probability, for validation", inside)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartConfig(_Checked):
-    """What the run starts from."""
+    """Initial weights and teacher."""
 
     clip: str | None = setting(
-        None, "CLIP's weights for the backbone: OpenAI's RN50.pt, RN101.pt, ... or their state dict"
+        None, "CLIP weights for the backbone: OpenAI's RN50.pt, RN101.pt, ... or their state dict"
     )
-    init: str | None = setting(None, "CRIS checkpoint to start from, public or our own (fine-tuning)")
-    teacher: str | None = setting(None, "checkpoint of a larger CRIS to distil from")
+    init: str | None = setting(None, "CRIS checkpoint to fine-tune, of this project or of the public code")
+    teacher: str | None = setting(None, "checkpoint of a larger CRIS to distill from")
     teacher_logits: float = setting(
         1.0, "distillation: weight of the cross-entropy with the teacher's probabilities", not_negative
     )
-    teacher_features: float = setting(1.0, "distillation: weight of the distance of decoded features", not_negative)
+    teacher_features: float = setting(
+        1.0, "distillation: weight of the distance between decoded features", not_negative
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run: its name, the network, and the groups above."""
+    """A run: its name, architecture, and the groups above."""
 
     name: str = "custom"
     architecture: Architecture = field(default_factory=Architecture)
@@ -175,25 +172,25 @@ class RunConfig:
             count = len(loop.size_shares)
             raise OptionError(f"--size-shares has {count} values for {len(loop.sizes)} --sizes; give one each or none.")
         if self.optimizer.restarts and self.optimizer.schedule != "cosine":
-            raise OptionError("--restarts is for --schedule cosine; give both, or --milestones for multistep.")
+            raise OptionError("--restarts needs --schedule cosine; multistep has --milestones.")
         if any(step < 1 for step in self.optimizer.restarts):
             raise OptionError(
-                f"--restarts has {min(self.optimizer.restarts)}; give steps after the first, such as 9000."
+                f"--restarts has {min(self.optimizer.restarts)}; expected steps after the first, such as 9000."
             )
         for size in loop.sizes:
             if size <= 0 or size % 32:
                 raise OptionError(f"--sizes has {size}, but an input side must be a positive multiple of 32.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, which :meth:`from_dict` reads back."""
+        """Return plain containers for JSON and checkpoints."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Build a run from :meth:`to_dict`'s containers.
+        """Build a run from the result of :meth:`to_dict`.
 
         Raises:
-            OptionError: a name is unknown, or a value is not what the field takes.
+            OptionError: A name is unknown, or a value is invalid.
         """
         _known(values, [item.name for item in dataclasses.fields(cls)], "run")
         parts: dict[str, Any] = {"name": str(values.get("name", "custom"))}
@@ -206,16 +203,20 @@ class RunConfig:
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
-        """Read a ``config.json`` that a run wrote, or one written by hand."""
+        """Read a ``config.json``.
+
+        Raises:
+            OptionError: The file cannot be read, or is not a valid run configuration.
+        """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OptionError(
-                f"{path} is not a readable JSON run configuration ({error}); give a recipe's name or such a file."
+                f"{path} is not a readable run configuration ({error}); expected the name of a recipe or a JSON file."
             ) from error
         if not isinstance(values, dict):
             raise OptionError(
-                f"{path} holds a JSON {type(values).__name__}, but a run configuration is an object of groups."
+                f"{path} contains a JSON {type(values).__name__}; expected an object of configuration groups."
             )
         return cls.from_dict(values)
 
@@ -235,15 +236,12 @@ def option(name: str) -> str:
 
 
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """Return ``config`` with fields of any group replaced by their bare names; values are typed, or text.
+    """Return ``config`` with fields of any group replaced, given by name, as values or text.
 
     Raises:
-        OptionError: a name is in no group, or a value is not what the field takes.
+        OptionError: A name is unknown, or a value is invalid.
     """
-    owners = {name: group for group, kind in GROUPS.items() for name in typing.get_type_hints(kind)}
-    owners = {
-        name: group for name, group in owners.items() if name in {f.name for f in dataclasses.fields(GROUPS[group])}
-    }
+    owners = {item.name: group for group, kind in GROUPS.items() for item in dataclasses.fields(kind)}
     _known(changes, owners, "run")
     by_group: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
@@ -258,12 +256,15 @@ def _known(given: Mapping[str, Any], names: typing.Iterable[str], where: str) ->
     for name in given:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(names))}."
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(names))}."
             raise OptionError(f"{name!r} is not a field of the {where} configuration; {hint}")
 
 
+_BOOLEANS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+
+
 def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """Turn text or JSON values into the field's type; the error names the option."""
+    """Convert text or a JSON value to the type of a field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
@@ -276,17 +277,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         if hint is bool:
             if isinstance(value, bool):
                 return value
-            words = {
-                "true": True,
-                "yes": True,
-                "1": True,
-                "on": True,
-                "false": False,
-                "no": False,
-                "0": False,
-                "off": False,
-            }
-            return words[str(value).lower()]
+            return _BOOLEANS[str(value).lower()]
         if hint is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
         if hint in (int, float, str):

@@ -43,11 +43,11 @@ class Network(nn.Module):
         return logits, decoded if self.adapter is None else self.adapter(decoded)
 
     def _contexts(self) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
-        return contextlib.nullcontext(), self._still()
+        return contextlib.nullcontext(), self._frozen_statistics()
 
     @contextlib.contextmanager
-    def _still(self) -> Iterator[None]:
-        """Recompute without counting the batch in the running statistics a second time."""
+    def _frozen_statistics(self) -> Iterator[None]:
+        """Keep the running statistics while a batch is recomputed."""
         norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         before = [norm.momentum for norm in norms]
         try:
@@ -62,9 +62,9 @@ class Network(nn.Module):
 def project_taps(projector: Projector, decoded: Tensor, sentence: Tensor) -> Tensor:
     """The projector in the order that trains fastest on CPUs; the sums are the same.
 
-    Its 3x3 convolutions take their products before the upsampling, on a quarter of the pixels. The 1x1 convolution goes
-    into the sentence's kernel. A convolution with as many groups as sentences is slow, above all its backward pass: it
-    becomes a matrix product and nine shifted additions.
+    The products of its 3x3 convolutions are computed before the upsampling, on a quarter of the pixels. The 1x1
+    convolution is multiplied into the sentence's kernel. The convolution with one group per sentence is slow, above all
+    in the backward pass; it becomes a matrix product and nine shifted additions.
     """
     x, last = decoded, typed(projector.vis[4], nn.Conv2d)
     for block in (projector.vis[1], projector.vis[3]):
@@ -79,7 +79,7 @@ def project_taps(projector: Projector, decoded: Tensor, sentence: Tensor) -> Ten
     mixed = torch.matmul(last.weight.flatten(1).T, kernel)  # with W, b the 1x1 convolution: k (W x + b) = (k W) x + k b
     taps = torch.bmm(x.permute(0, 2, 3, 1).reshape(count, height * width, half), mixed.to(x.dtype)).float()
     taps = taps + torch.matmul(last.bias, kernel).float()[:, None]  # (N, h w, 9)
-    # Folding adds patches where they overlap; a convolution looks the other way, so its taps are in reverse.
+    # Folding adds overlapping patches, which mirrors the kernel: reverse its taps.
     summed: Tensor = F.fold(taps.flip(2).transpose(1, 2), (height, width), 3, padding=1)
     return summed + bias.float()[:, None, None, None]
 

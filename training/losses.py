@@ -18,10 +18,10 @@ from training.model import CRIS, text_to_pixel_loss
 
 
 def centred(logits: Tensor, mask_target: str, threshold: float) -> Tensor:
-    """Return what the loss is to see: the paper's logits as they are, those that learn areas less the threshold's.
+    """Return the logits for the loss; for the target ``area``, the threshold's logit is subtracted.
 
-    A share of one half is the border of an object, and inference draws the border at the threshold. The network learns
-    the constant between the two; at inference nothing is added.
+    An area of one half is the border of an object, and inference puts the border at the threshold. The network learns
+    this offset, so that inference stays the same.
     """
     return logits - math.log(threshold / (1 - threshold)) if mask_target == "area" else logits
 
@@ -32,9 +32,9 @@ def segmentation_loss(logits: Tensor, mask: Tensor, foreground_weight: float = 1
     Args:
         logits: (N, 1, h, w).
         mask: (N, 1, h, w) in [0, 1].
-        foreground_weight: of pixels inside the object; 1 is the paper's loss.
-        dice_weight: of a soft Dice term (Milletari et al., arXiv 1606.04797): small objects count as much as
-            large ones.
+        foreground_weight: Weight of foreground pixels; 1 is the paper's loss.
+        dice_weight: Weight of a soft Dice term (Milletari et al., arXiv 1606.04797), in which small objects count as
+            much as large ones.
     """
     if foreground_weight == 1.0:
         loss = text_to_pixel_loss(logits, mask)
@@ -50,19 +50,18 @@ def segmentation_loss(logits: Tensor, mask: Tensor, foreground_weight: float = 1
 
 
 class Criterion:
-    """The loss of a run, with its teacher's part where it has one.
+    """The loss of a run, with distillation if it has a teacher.
 
     Args:
-        config: the run.
-        student: the network that trains.
-        device: where it is.
+        config: The run.
+        student: The network that is trained.
+        device: Its device.
 
     Attributes:
-        adapter: maps the student's decoded features to the teacher's width; it trains with the student and is left
-            behind after.
+        adapter: Projects the student's decoded features to the teacher's width; trained with the student, then dropped.
 
     Raises:
-        CheckpointError: the teacher cannot be read.
+        CheckpointError: The teacher cannot be read.
     """
 
     def __init__(self, config: RunConfig, student: CRIS, device: torch.device) -> None:
@@ -86,19 +85,19 @@ class Criterion:
         if self.teacher is None:
             return loss
         with torch.no_grad(), autocast():
-            taught, decoded = self._teach(batch)
+            soft, decoded = self._teach(batch)
         if start.teacher_logits:
-            taught = F.interpolate(taught.float(), logits.shape[-2:], mode="bilinear", align_corners=False)
-            soft = F.binary_cross_entropy_with_logits(logits.float(), taught.sigmoid())
-            loss = loss + start.teacher_logits * soft
+            soft = F.interpolate(soft.float(), logits.shape[-2:], mode="bilinear", align_corners=False)
+            cross_entropy = F.binary_cross_entropy_with_logits(logits.float(), soft.sigmoid())
+            loss = loss + start.teacher_logits * cross_entropy
         if self.adapter is not None:
             decoded = F.interpolate(decoded.float(), features.shape[-2:], mode="bilinear", align_corners=False)
-            # Directions, not lengths: the last norm of each decoder has a scale of its own.
+            # Cosine similarity, since the last norm of each decoder has its own scale.
             loss = loss + start.teacher_features * (1 - F.cosine_similarity(features.float(), decoded, dim=1)).mean()
         return loss
 
     def _teach(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the teacher's logits and decoded features, at the input size it was trained for."""
+        """Return the teacher's logits and decoded features at its own input size."""
         assert self.teacher is not None
         size, image = self.teacher.architecture.input_size, batch.image
         if image.shape[-1] != size:
