@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from cris_edge.backends.base import (
     refuse_extra,
 )
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
+from cris_edge.bundle.onnx_header import read_onnx_header
 from cris_edge.device.processor import physical_cores, processor_name
-from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
+from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissingError, first_line
 
 NAME = "onnxruntime"
 _SUFFIX = "ExecutionProvider"
@@ -35,10 +36,8 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-# Any of these operations in a graph means that it computes with integers.
-_QUANTIZED = {b"QuantizeLinear", b"QLinearConv", b"QLinearMatMul", b"ConvInteger", b"MatMulInteger"}
-# Numbers of fields in ONNX's protocol buffer: of a model, of a graph, of a node.
-_GRAPH, _NODE, _OPERATION = 7, 1, 4
+# A graph with any of these operators computes with integers.
+_QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 
 
 def load() -> Any:
@@ -167,7 +166,7 @@ class OrtBackend:
             )
         except Exception as error:  # its exceptions have no base of their own
             raise DeviceError(
-                f"ONNX Runtime {ort.__version__} cannot run {path} on {self._device}: {_first_line(error)}"
+                f"ONNX Runtime {ort.__version__} cannot run {path} on {self._device}: {first_line(error)}"
             ) from error
         if session.get_providers()[0] != self._provider:
             raise DeviceError(
@@ -197,7 +196,7 @@ class OrtGraph:
         try:
             values = self._session.run(self._outputs, {name: inputs[name] for name in self._inputs})
         except Exception as error:  # its exceptions have no base of their own
-            raise DeviceError(f"ONNX Runtime failed in {self._path}: {_first_line(error)}") from error
+            raise DeviceError(f"ONNX Runtime failed in {self._path}: {first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
 
@@ -209,51 +208,8 @@ def tensor(value: Any) -> TensorSpec:
 
 
 def _is_quantized(path: Path) -> bool:
-    """Whether an ONNX file has quantized operations, which the runtime itself does not tell."""
-    import mmap
-
+    """Return whether an ONNX file has quantized operators, which the runtime does not report."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return any(
-                data[start:end] in _QUANTIZED
-                for graph in _fields(data, (0, len(data)), _GRAPH)
-                for node in _fields(data, graph, _NODE)
-                for start, end in _fields(data, node, _OPERATION)
-            )
-    except (OSError, ValueError, IndexError):
+        return any(operator in _QUANTIZED for _, operator in read_onnx_header(path).operators)
+    except BundleError:
         return False
-
-
-def _fields(data: Any, within: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
-    """Where the fields of a number lie in a message of a protocol buffer; weights are passed over, not read."""
-    at, end = within
-    while at < end:
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 2:  # bytes, text or a message, after its length
-            length, at = _varint(data, at)
-            if key >> 3 == wanted:
-                yield at, at + length
-            at += length
-        elif kind == 0:
-            _, at = _varint(data, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"no protocol buffer has a field of kind {kind}")
-
-
-def _varint(data: Any, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where the next thing begins."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

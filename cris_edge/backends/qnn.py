@@ -23,13 +23,14 @@ from cris_edge.backends.base import (
     refuse_extra,
 )
 from cris_edge.bundle.manifest import GraphSpec
-from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
+from cris_edge.bundle.onnx_header import OnnxHeader, read_onnx_header
+from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissingError, first_line
 
 NAME = "qnn"
 PROVIDER = "QNNExecutionProvider"
 NPU, EMULATOR = "NPU", "emulator"
 ACTIVATIONS = "activations"  # key of an ONNX file's metadata: the bits of its activations
-COMPILED = b"EPContext"  # the operator that stands for a compiled graph
+COMPILED = "EPContext"  # the operator that stands for a compiled graph
 # The host's part ends at the graph's inputs and outputs: the HTP converts their floats too.
 SETTINGS = {"offload_graph_io_quantization": "0"}
 _SPEED = {"latency": "burst", "throughput": "sustained_high_performance"}
@@ -63,8 +64,10 @@ def load() -> tuple[Any, Any]:
 
 
 def _broken(error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"Qualcomm's provider is installed and cannot be loaded ({reason}); onnxruntime of the same age is needed."
+    return (
+        f"Qualcomm's provider is installed but cannot be loaded ({first_line(error)}); it needs an onnxruntime of the "
+        f"same release date."
+    )
 
 
 def _load_quietly(library: str) -> None:
@@ -224,9 +227,9 @@ class QnnBackend:
             settings.add_provider_for_devices([self._ep_device], given)
             session = runtime.InferenceSession(os.fspath(path), settings)
         except Exception as error:  # exceptions of ONNX Runtime have no base of their own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DeviceError(
-                f"The {self._device} cannot run {path} ({reason}); export it for this chip, or use another runtime."
+                f"The {self._device} cannot run {path} ({first_line(error)}); export it for this chip, or use another "
+                f"runtime."
             ) from error
         if self._fallback:
             left = [f"{path.stem}: {node}" for node in left_to_cpu(session)]
@@ -260,22 +263,19 @@ def left_to_cpu(session: Any) -> Iterator[str]:
 
 
 def is_compiled(path: Path) -> bool:
-    """Whether an ONNX file holds a compiled graph."""
-    return _after(path, COMPILED) is not None
+    """Return whether an ONNX file holds a compiled graph."""
+    header = _header(path)
+    return header is not None and any(operator == COMPILED for _, operator in header.operators)
 
 
 def _is_wide(path: Path) -> bool:
-    """Whether an ONNX file says that activations have 16 bits; a copy that the provider keeps does not say it."""
-    return b"int16" in (_after(path, ACTIVATIONS.encode()) or b"")
+    """Return whether a graph has 16-bit activations; copies that the provider caches do not state it."""
+    header = _header(path)
+    return header is not None and "int16" in header.metadata.get(ACTIVATIONS, "")
 
 
-def _after(path: Path, word: bytes) -> bytes | None:
-    """What stands behind the last place of a word in a file; None where it does not occur."""
-    import mmap
-
+def _header(path: Path) -> OnnxHeader | None:
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            place = data.rfind(word)
-            return None if place < 0 else data[place + len(word) : place + len(word) + 64]
-    except (OSError, ValueError):
+        return read_onnx_header(path)
+    except BundleError:
         return None
