@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from cris_edge.errors import OptionError
 from training.config import DataConfig, LoopConfig, OptimizerConfig, RunConfig
@@ -59,7 +60,8 @@ def ablation(contrastive: bool, decoder_layers: int) -> Callable[[], RunConfig]:
 
 def small() -> RunConfig:
     """The largest compact network: 320 pixels, 256 channels, three decoder layers."""
-    architecture = Architecture(
+    return _compact(
+        "small",
         input_size=320,
         image_resolution=320,
         vision_layers=(2, 3, 4, 2),
@@ -67,47 +69,47 @@ def small() -> RunConfig:
         embed_dim=512,
         text_width=256,
         text_layers=6,
-        decoder_layers=3,
         decoder_heads=8,
         ffn_dim=1024,
+        dropout=0.1,
     )
-    return RunConfig(name="small", architecture=architecture, optimizer=_from_scratch(1e-3), loop=_compact_loop())
 
 
 def tiny() -> RunConfig:
     """The size of the default model: 224 pixels, 128 channels, three decoder layers."""
-    architecture = Architecture(
-        input_size=224,
-        image_resolution=224,
-        vision_layers=(2, 2, 3, 2),
-        vision_width=24,
-        embed_dim=256,
-        text_width=128,
-        text_layers=3,
-        decoder_layers=3,
-        decoder_heads=4,
-        ffn_dim=512,
-        dropout=0.0,
-    )
-    return RunConfig(name="tiny", architecture=architecture, optimizer=_from_scratch(1e-3), loop=_compact_loop())
+    return _compact("tiny", vision_layers=(2, 2, 3, 2), vision_width=24, embed_dim=256, text_width=128, ffn_dim=512)
 
 
 def nano() -> RunConfig:
     """The smallest network: 224 pixels, 64 channels, a stem of width 12, two decoder layers."""
-    architecture = Architecture(
-        input_size=224,
-        image_resolution=224,
+    return _compact(
+        "nano",
+        learning_rate=1.5e-3,
         vision_layers=(1, 1, 2, 1),
         vision_width=12,
         embed_dim=128,
         text_width=64,
-        text_layers=3,
         decoder_layers=2,
-        decoder_heads=4,
         ffn_dim=256,
-        dropout=0.0,
     )
-    return RunConfig(name="nano", architecture=architecture, optimizer=_from_scratch(1.5e-3), loop=_compact_loop())
+
+
+def _compact(name: str, *, learning_rate: float = 1e-3, **fields: Any) -> RunConfig:
+    """Return the configuration of a network that is trained from scratch."""
+    defaults = {"input_size": 224, "image_resolution": 224, "text_layers": 3, "decoder_heads": 4, "dropout": 0.0}
+    optimizer = OptimizerConfig(
+        optimizer="adamw",
+        learning_rate=learning_rate,
+        backbone_scale=1.0,
+        weight_decay=0.02,
+        beta2=0.98,
+        schedule="cosine",
+        warmup_steps=300,
+        clip_norm=1.0,
+        ema_decay=0.998,
+    )
+    loop = LoopConfig(precision="bfloat16", channels_last=True)
+    return RunConfig(name=name, architecture=Architecture(**{**defaults, **fields}), optimizer=optimizer, loop=loop)
 
 
 def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
@@ -132,24 +134,6 @@ def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
         return replace(run, name=f"{run.name}-scenes", data=data, optimizer=optimizer, loop=loop)
 
     return recipe
-
-
-def _from_scratch(learning_rate: float) -> OptimizerConfig:
-    return OptimizerConfig(
-        optimizer="adamw",
-        learning_rate=learning_rate,
-        backbone_scale=1.0,
-        weight_decay=0.02,
-        beta2=0.98,
-        schedule="cosine",
-        warmup_steps=300,
-        clip_norm=1.0,
-        ema_decay=0.998,
-    )
-
-
-def _compact_loop() -> LoopConfig:
-    return LoopConfig(precision="bfloat16", channels_last=True)
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
