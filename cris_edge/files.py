@@ -25,7 +25,7 @@ def write_whole(target: Path, data: bytes | str) -> None:
     try:
         with naming(target):
             # Not `tempfile`, which makes files private to the user; this one gets the default permissions.
-            with open(temporary, "xb") as file:
+            with temporary.open("xb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
             os.replace(temporary, target)
     finally:

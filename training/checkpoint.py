@@ -157,7 +157,7 @@ def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -
         with contextlib.suppress(OSError):  # the usual permissions, not the temporary file's; some file systems cannot
             mask = os.umask(0)
             os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
+            Path(temporary).chmod(0o666 & ~mask)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch hides a full disk
@@ -169,7 +169,7 @@ def write_atomically(path: str | os.PathLike[str], content: Mapping[str, Any]) -
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the file's SHA-256 in hexadecimal."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
@@ -227,7 +227,7 @@ def file_kind(path: Path) -> str:
     if path.is_dir():
         return "a folder"
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; give the path of a checkpoint file.") from error

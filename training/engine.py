@@ -163,8 +163,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         memory_format = torch.channels_last if config.loop.channels_last else torch.contiguous_format
         total = torch.zeros((), device=device)
-        for number, batch in enumerate(micro):
-            batch = batch.to(device, memory_format)
+        for number, loaded in enumerate(micro):
+            batch = loaded.to(device, memory_format)
             with self._synchronize(number == len(micro) - 1):
                 with self._autocast():
                     outputs = self.network(batch.image, batch.tokens)

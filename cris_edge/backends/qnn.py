@@ -72,7 +72,7 @@ def _broken(error: Exception) -> str:
 
 def _load_quietly(library: str) -> None:
     """Load the emulator, which tells about itself on the standard output, where our users' JSON goes."""
-    if os.name != "posix" or not os.path.exists(library):
+    if os.name != "posix" or not Path(library).exists():
         return
     import ctypes
     import sys

@@ -21,7 +21,7 @@ def cache_folder() -> Path:
         return home / "Library" / "Caches" / "cris-edge"
     given = os.environ.get("XDG_CACHE_HOME", "")
     # The specification ignores relative values.
-    return (Path(given) if os.path.isabs(given) else home / ".cache") / "cris-edge"
+    return (Path(given) if Path(given).is_absolute() else home / ".cache") / "cris-edge"
 
 
 def chosen_cache(cache_dir: str | os.PathLike[str] | None) -> Path | None:

@@ -116,7 +116,7 @@ def _size(folder: Path) -> int:
     for parent, _, files in os.walk(folder):
         for name in files:
             try:
-                total += os.stat(os.path.join(parent, name)).st_size
+                total += (Path(parent) / name).stat().st_size
             except OSError:
                 continue
     return total

@@ -101,7 +101,7 @@ def test_measured_accuracy(small_recipes: Tables, tmp_path: Path) -> None:
     write(tmp_path / "refcocog", SyntheticScenes("val", 2, 1, 96, 128))
     lines = tmp_path / "refcocog" / "val.jsonl"
     checkpoint(tmp_path / "made" / "r50.pt", metrics={"mIoU": 99.0})
-    public = {name: value for name, value in to_public(CRIS(SMALL).state_dict()).items()}
+    public = dict(to_public(CRIS(SMALL).state_dict()))
     torch.save({"state_dict": public}, tmp_path / "made" / "r101@refcocog.pth")
     torch.save({"state_dict": public}, tmp_path / "made" / "r50-contrastive-n3@refcoco.pth")
     add_accuracies(small_recipes, tmp_path / "made", [str(lines)], "cpu")

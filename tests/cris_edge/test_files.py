@@ -20,7 +20,7 @@ def test_text_and_bytes_replace_an_existing_file(tmp_path: Path) -> None:
     assert path.read_bytes() == "größer".encode()
     write_whole(path, b"\0\1")
     assert path.read_bytes() == b"\0\1"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match=r"a\.json' cannot be written: No space left on device"):
         write_whole(path, "after")
-    assert path.read_text() == "before" and os.listdir(tmp_path) == ["a.json"]
+    assert path.read_text() == "before" and [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")

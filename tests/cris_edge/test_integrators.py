@@ -102,12 +102,12 @@ def test_sentences(tiny: Path) -> None:
         text = re.sub(r"\s+", " ", sentence).strip().lower()
         ids = library.encode(text, add_special_tokens=False).ids[:15]
         expected = [page_start, *ids, page_end]
-        with pytest.warns() if len(library.encode(text, add_special_tokens=False).ids) > 15 else _nothing():
+        with pytest.warns() if len(library.encode(text, add_special_tokens=False).ids) > 15 else _Nothing():
             found = ours(sentence, 17)[0].tolist()
         assert found == expected + [0] * (17 - len(expected))
 
 
-class _nothing:
+class _Nothing:
     def __enter__(self) -> None:
         pass
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import pytest
 

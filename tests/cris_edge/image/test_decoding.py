@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -197,7 +196,7 @@ ORIENTED = {  # how an image must be stored so that the orientation turns it upr
     3: lambda image: image[::-1, ::-1],
     4: lambda image: image[::-1],
     5: lambda image: image.transpose(1, 0, 2),
-    6: lambda image: np.rot90(image),
+    6: np.rot90,
     7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
     8: lambda image: np.rot90(image, -1),
 }
@@ -233,7 +232,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
             load_image(source)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a device file")
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device file")
 def test_a_device_is_not_read() -> None:
     with pytest.raises(ImageError, match="not a regular file"):
         load_image("/dev/zero")

@@ -212,7 +212,7 @@ def test_the_description_is_openapi_and_lists_the_routes(make: Callable[..., Cli
     client = make(token="secret")
     description = client.get("/openapi.json").json()
     validator.validate(description)
-    described = {path for path in description["paths"]}
+    described = set(description["paths"])
     assert described == {route.path for route in client.app.routes} - {"/", "/docs", "/openapi.json", "/page"}
 
 

@@ -36,7 +36,7 @@ def test_a_step_of_r50_at_416_pixels_takes_less_than_16_gb(tmp_path: Path, root:
     output = tmp_path / "run"
     options = ["--recipe", "r50", "--train", str(data), "--output", str(output), "--device", "cpu"]
     options += ["--steps", "1", "--batch-size", "2", "--workers", "0", "--log-every", "1"]
-    done = subprocess.run([sys.executable, "-c", _RUN, *options], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", _RUN, *options], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads((output / "metrics.jsonl").read_text().splitlines()[0])
     assert record["size"] == 416 and 0 < record["loss"] < 20
