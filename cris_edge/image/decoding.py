@@ -70,7 +70,7 @@ def _read_file(name: str) -> bytes:
     if name.startswith(("http://", "https://")):
         raise ImageError(f"{name!r} is an address on the web; download the image first.")
     try:
-        status = Path(name).stat()
+        status = os.stat(name)  # noqa: PTH116 - Path("") would be the current folder
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{name!r} is a folder; expected an image file.")
         if not stat.S_ISREG(status.st_mode):
