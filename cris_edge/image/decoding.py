@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,18 @@ from cris_edge.image.header import read_header
 if TYPE_CHECKING:
     import PIL.Image
 
+
+class ArrayLike(Protocol):
+    """An object that numpy converts: a `Frame`, a PyTorch tensor."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """The pixels, (H, W, 3) uint8."""
+
+
 # A string, because an app may not have PIL.
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8] | PIL.Image.Image"
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8] | PIL.Image.Image | ArrayLike"
+)
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # JPEG's own limit
@@ -36,7 +46,8 @@ def load_image(source: ImageSource, *, color: str = "rgb") -> NDArray[np.uint8]:
               applied, 16 bits are reduced to 8, palettes are expanded;
             - a numpy array (H, W, 3), (H, W, 4) with alpha, (H, W) or (H, W, 1) grey, uint8, of any strides. It is not
               copied unless it has to be converted, so do not modify it while a result refers to it;
-            - a `PIL.Image.Image`; its EXIF orientation is applied.
+            - a `PIL.Image.Image`; its EXIF orientation is applied;
+            - any object with ``__array__``, such as a `Frame` or a PyTorch tensor on the CPU, as for numpy arrays.
 
             Transparent images are composited on white, as viewers and browsers show them.
         color: Channel order of arrays: "rgb", or "bgr" as in OpenCV. Other sources ignore it.
@@ -60,10 +71,19 @@ def load_image(source: ImageSource, *, color: str = "rgb") -> NDArray[np.uint8]:
     pillow = sys.modules.get("PIL.Image")  # a caller with a PIL image has imported it
     if pillow is not None and isinstance(source, pillow.Image):
         return _from_pillow(source)
+    if hasattr(source, "__array__"):
+        return _from_array(_as_array(source), color)
     raise ImageError(
         f"An image cannot be read from {describe(source)}; pass a path, the bytes of an image file, "
         "a (H, W, 3) uint8 numpy array or a PIL image."
     )
+
+
+def _as_array(source: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(source)
+    except Exception as error:  # foreign code: a tensor on another device, for instance
+        raise ImageError(f"{describe(source)} cannot be converted to an array: {first_line(error)}") from error
 
 
 def _read_file(name: str) -> bytes:

@@ -371,3 +371,14 @@ def test_pillow_is_not_imported_for_other_sources(root: Path) -> None:
         "image.preprocess(image.load_image(np.zeros((9, 9, 4), np.uint8)), 64)\nassert 'PIL' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, check=True, timeout=60)
+
+
+def test_objects_that_numpy_converts_are_images() -> None:
+    torch = pytest.importorskip("torch")
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    assert np.array_equal(load_image(torch.from_numpy(pixels)), pixels)
+    assert np.array_equal(load_image(torch.from_numpy(pixels), color="bgr"), pixels[:, :, ::-1])
+    with pytest.raises(ImageError, match=r"float32.*expected uint8"):
+        load_image(torch.zeros(4, 5, 3))
+    with pytest.raises(ImageError, match="cannot be converted to an array"):
+        load_image(torch.zeros(4, 5, 3, device="meta"))
