@@ -143,5 +143,5 @@ def test_speed(small_recipes: Tables) -> None:
     assert by_row["G-Ref", "4"] == ""
     assert "threads: 1," in text and "float32" in text and setting["device"] in text
     if not torch.cuda.is_available():
-        with pytest.raises(OptionError, match="no such device"):
+        with pytest.raises(OptionError, match="not available to PyTorch"):
             fps.measure(networks, (17,), device="cuda")
