@@ -1,1 +1,1 @@
-"""The runtimes that can compute a bundle's graphs, each imported only when it is used."""
+"""Backends: inference runtimes that run a bundle's graphs, each imported only when it is used."""

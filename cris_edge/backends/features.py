@@ -1,4 +1,4 @@
-"""What an encoder made of one image or one sentence: values that an app can keep and use again."""
+"""Cached features of one image or one prompt."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cris_edge.image import Letterbox
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """One image as the network sees it. `Segmenter.encode_image` makes it; any sentence can be asked of it.
+    """Features of one image, from `Segmenter.encode_image`, to combine with any prompt.
 
     Attributes:
-        bundle: Digest of the bundle that it belongs to; a `Segmenter` with another bundle refuses it.
+        bundle: Digest of the bundle; a `Segmenter` with another bundle refuses the features.
         image: (H, W, 3) uint8 RGB, the original.
-        letterbox: Where the original lies in the network's input.
+        letterbox: Position of the original in the network's input.
         tensors: Outputs of the image encoder, by name.
-        timings: Seconds that each stage took.
+        timings: Seconds per stage.
     """
 
     bundle: str
@@ -33,14 +33,14 @@ class ImageFeatures:
 
 @dataclass(frozen=True, eq=False)
 class TextFeatures:
-    """One sentence as the network sees it. `Segmenter.encode_text` makes it; it can be asked of any image.
+    """Features of one prompt, from `Segmenter.encode_text`, to combine with any image.
 
     Attributes:
-        bundle: Digest of the bundle that it belongs to; a `Segmenter` with another bundle refuses it.
-        text: The sentence, as given.
+        bundle: Digest of the bundle; a `Segmenter` with another bundle refuses the features.
+        text: The prompt, as given.
         tokens: (1, L) int64.
         tensors: Outputs of the text encoder, by name.
-        timings: Seconds that each stage took.
+        timings: Seconds per stage.
     """
 
     bundle: str

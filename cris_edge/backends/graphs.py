@@ -1,4 +1,4 @@
-"""Engine: the three graphs of a bundle, compiled by one runtime in this process."""
+"""The engine: the three graphs of a bundle, compiled by one runtime in this process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cris_edge.errors import RuntimeFailure
 
 logger = logging.getLogger(__name__)
 
-# Bytes of the files of three graphs that are compiled at the same time, by a backend with `compiles_together`. While a
-# graph is compiled it takes several times its size: beyond this, memory is worth more than a second core.
+# Total file size up to which a backend with `compiles_together` compiles the three graphs in parallel. Compiling takes
+# several times a graph's size in memory, which for larger models matters more than a second core.
 _TOGETHER = 100 << 20
 
 T = TypeVar("T")
@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EngineInfo(BackendInfo):
-    """What really runs, and why.
+    """The runtime in effect, and why it was chosen.
 
     Attributes:
         model: Name of the bundle.
-        path: Its folder.
-        reason: Why this runtime.
+        path: Folder of the bundle.
+        reason: Why this runtime was chosen.
     """
 
     model: str = ""
@@ -42,7 +42,7 @@ class EngineInfo(BackendInfo):
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -54,7 +54,7 @@ class EngineInfo(BackendInfo):
 
 @dataclass(frozen=True)
 class Graphs:
-    """The three graphs, ready to run, and the runtime that runs them."""
+    """The three compiled graphs and their runtime."""
 
     backend: Backend
     image_encoder: CompiledGraph
@@ -63,22 +63,22 @@ class Graphs:
 
 
 class Engine:
-    """Compiles a bundle, and again in a child process, where the threads that a runtime had in the parent are missing.
+    """Compiles a bundle's graphs, and recompiles them after a fork, which a runtime's threads do not survive.
 
     Args:
-        bundle: The model.
-        runtime: A name of the registry; "auto" for the best that is installed and that the bundle holds; or a backend.
-        options: For the runtime; not used where a backend is given.
+        bundle: The bundle.
+        runtime: A name in the registry; "auto" for the best installed runtime of the bundle; or a backend.
+        options: Options of the runtime; ignored if a backend is given.
 
     Attributes:
-        lock: To be held for what its owner shares between threads; a new one after a fork.
+        lock: For state that the owner shares between threads; replaced after a fork.
     """
 
     def __init__(self, bundle: Bundle, runtime: str | Backend, options: BackendOptions) -> None:
         self._bundle = bundle
         self._options = options
         self._runtime = runtime
-        self._reason = "it was asked for" if isinstance(runtime, str) else "its backend was given"
+        self._reason = "it was requested" if isinstance(runtime, str) else "its backend was given"
         if runtime == "auto":
             self._runtime, self._reason = registry.choose(bundle.manifest.runtimes)
         self._closed = False
@@ -92,7 +92,7 @@ class Engine:
         try:
             runtime = self._runtime
             if isinstance(runtime, str):
-                self._bundle.graph_files(runtime)  # whether it is there at all, before the runtime is loaded
+                self._bundle.graph_files(runtime)  # fail before loading a runtime that the bundle does not support
                 quantized = self._bundle.manifest.precision == "int8"
                 backend = registry.create(runtime, replace(self._options, quantized=quantized))
             else:
@@ -106,7 +106,7 @@ class Engine:
             preparing.join()
 
     def _prepare(self) -> None:
-        """Load what the first call needs beside the graphs, while they are compiled. What fails here fails there."""
+        """Load what the first call needs besides the graphs while they compile; errors recur in that call."""
         with suppress(Exception):
             self._bundle.tokenizer  # noqa: B018
         with suppress(Exception):
@@ -117,30 +117,30 @@ class Engine:
         """The graphs, compiled in this process.
 
         Raises:
-            RuntimeFailure: `close` was called, or a backend was given and this process was forked since.
+            RuntimeFailure: `close` was called, or a backend was given and the process has forked since.
         """
         graphs = self._graphs
         if graphs is not None:
             return graphs
         with self.lock:
             if self._closed:
-                raise RuntimeFailure("This Segmenter was closed and cannot be used any more; make a new one.")
+                raise RuntimeFailure("This Segmenter was closed; create a new one.")
             if self._graphs is None:
                 if not isinstance(self._runtime, str):
                     raise RuntimeFailure(
-                        "This Segmenter was given a backend before the process was forked, and the runtime's threads "
-                        "stayed behind in the parent; make backend and Segmenter after the fork."
+                        "This Segmenter was given a backend before the process forked, and the runtime's threads do "
+                        "not survive a fork; create backend and Segmenter after the fork."
                     )
-                logger.info("compiling the graphs again, because the process was forked")
+                logger.info("recompiling the graphs after a fork")
                 self._graphs = self._compile()
             return self._graphs
 
     @property
     def info(self) -> EngineInfo:
-        """What really runs."""
-        told = self.graphs.backend.info
+        """The runtime in effect, and why it was chosen."""
+        info = self.graphs.backend.info
         return EngineInfo(
-            **{entry.name: getattr(told, entry.name) for entry in fields(BackendInfo)},
+            **{entry.name: getattr(info, entry.name) for entry in fields(BackendInfo)},
             model=self._bundle.manifest.name,
             path=self._bundle.path,
             reason=self._reason,
@@ -152,7 +152,7 @@ class Engine:
         return self._closed
 
     def close(self) -> None:
-        """Free the graphs; calls that are running end as usual. A backend that was given stays its maker's to close."""
+        """Free the graphs; running calls finish. A backend passed by the caller is not closed."""
         with self.lock:
             graphs, self._graphs, self._closed = self._graphs, None, True
         if graphs is not None and isinstance(self._runtime, str):
@@ -160,7 +160,7 @@ class Engine:
 
     def _after_fork(self) -> None:
         self._forked = True
-        self.lock = threading.RLock()  # the old one may be held by a thread that this process does not have
+        self.lock = threading.RLock()  # the old one may be held by a thread that exists only in the parent
         if self._graphs is not None:
             _abandon(self._graphs)
             self._graphs = None
@@ -173,23 +173,23 @@ def _start(task: Callable[[], object]) -> threading.Thread:
 
 
 def _together(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Results of tasks that run at the same time, the first of them in this thread; raises the first one's error."""
+    """Run tasks in parallel, the first one in this thread; return their results or raise the first error."""
     results: dict[int, T] = {}
     errors: dict[int, BaseException] = {}
 
-    def run(number: int) -> None:
+    def run(index: int) -> None:
         try:
-            results[number] = tasks[number]()
+            results[index] = tasks[index]()
         except BaseException as error:
-            errors[number] = error
+            errors[index] = error
 
-    threads = [_start(partial(run, number)) for number in range(1, len(tasks))]
+    threads = [_start(partial(run, index)) for index in range(1, len(tasks))]
     run(0)
     for thread in threads:
         thread.join()
-    for number in sorted(errors):
-        raise errors[number]
-    return [results[number] for number in range(len(tasks))]
+    if errors:
+        raise errors[min(errors)]
+    return [results[index] for index in range(len(tasks))]
 
 
 _alive: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -202,11 +202,11 @@ def _after_fork() -> None:
 
 
 def _abandon(graphs: Graphs) -> None:
-    """Never free what another process started: freeing waits for its threads, which do not exist in this one."""
+    """Leak graphs inherited from the parent: freeing them would wait for threads that do not exist in the child."""
     import ctypes
 
     _abandoned.append(graphs)
-    if hasattr(ctypes, "pythonapi"):  # CPython clears modules when it exits, so the list alone does not keep them
+    if hasattr(ctypes, "pythonapi"):  # CPython clears modules at exit, so the list alone does not keep them
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(graphs))
 
 

@@ -1,7 +1,7 @@
-"""The command line: ``cris-edge predict``, ``benchmark``, ``info``, ``verify`` and ``doctor``.
+"""The command line, one module per command.
 
-Exit status: 0 done; 2 wrong usage; 1 anything else, with one line on stderr. ``--json`` prints one JSON document on
-stdout and nothing else there.
+Exit status: 0 on success, 2 on wrong usage, 1 on any other error, with one line on stderr. ``--json`` prints one JSON
+document on stdout and nothing else.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["main"]
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cris-edge")
-@click.option("--verbose", "-v", is_flag=True, help="Say on stderr what is done.")
+@click.option("--verbose", "-v", is_flag=True, help="Log details to stderr.")
 def main(verbose: bool) -> None:
-    """A sentence picks out one thing in a picture, on this device."""
+    """Segment anything you can describe: referring image segmentation on a CPU or NPU."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
 
 

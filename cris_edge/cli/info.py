@@ -1,4 +1,4 @@
-"""``cris-edge info``: what is in a bundle."""
+"""``cris-edge info``: contents of a bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="[DIR]", required=False)
 @json_option
 def info(model: str | None, as_json: bool) -> None:
-    """Tell what is in a model folder, by default the embedded one."""
+    """Describe a bundle DIR, or the default model."""
     from cris_edge.bundle import Bundle, default_model
 
     bundle = Bundle.open(default_model() if model is None else model)
@@ -25,10 +25,10 @@ def info(model: str | None, as_json: bool) -> None:
         document = {"path": str(bundle.path), "digest": bundle.digest, **bundle.manifest.to_dict()}
         click.echo(json.dumps(document, ensure_ascii=False))
     else:
-        click.echo(_describe(bundle))
+        click.echo(_text(bundle))
 
 
-def _describe(bundle: Bundle) -> str:
+def _text(bundle: Bundle) -> str:
     manifest = bundle.manifest
     size = sum(file.size for file in manifest.files.values())
     lines = [
@@ -42,8 +42,8 @@ def _describe(bundle: Bundle) -> str:
     for name, graph in manifest.graphs.items():
         work = f", {graph.macs / 1e9:.2f} GMAC" if graph.macs else ""
         lines.append(f"{name}{work}")
-        lines += [f"  takes     {tensor}" for tensor in graph.inputs]
-        lines += [f"  gives     {tensor}" for tensor in graph.outputs]
+        lines += [f"  input     {tensor}" for tensor in graph.inputs]
+        lines += [f"  output    {tensor}" for tensor in graph.outputs]
     for row in manifest.metrics:
         figures = "  ".join(f"{key} {value:.2f}" for key, value in row.items() if isinstance(value, float))
         where = " ".join(str(row[key]) for key in ("dataset", "split", "runtime", "precision") if row.get(key))

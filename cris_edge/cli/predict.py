@@ -1,4 +1,4 @@
-"""``cris-edge predict``: masks and overlays of what prompts describe."""
+"""``cris-edge predict``: segment images and videos by prompt."""
 
 from __future__ import annotations
 
@@ -23,11 +23,19 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
-@click.option("--model", metavar="DIR", help="Model folder.  [default: the embedded model]")
-@click.option("--runtime", default="auto", show_default=True, help="openvino or onnxruntime; auto takes the best here.")
-@click.option("--device", default="CPU", show_default=True, help="As the runtime names it; see cris-edge doctor.")
-@click.option("--precision", default="auto", show_default=True, help="float32, bfloat16 or float16.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the processor.  [default: the runtime's choice]")
+@click.option("--model", metavar="DIR", help="Bundle.  [default: the default model]")
+@click.option(
+    "--runtime", default="auto", show_default=True, help="openvino, onnxruntime or qnn; auto is the best installed one."
+)
+@click.option("--device", default="CPU", show_default=True, help="Name used by the runtime; see cris-edge doctor.")
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="Precision to compute in: float32, bfloat16 or float16; auto is the device's choice. How weights are stored "
+    "is chosen at export.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the runtime's choice]")
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for overlays and masks.",
 )
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Of the probability.  [default: the model's]")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Probability threshold.  [default: the model's]")
 @json_option
 @click.pass_context
 def predict(
@@ -49,9 +57,9 @@ def predict(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find what each PROMPT names in SOURCE: a picture, a video, a folder of them, or a pattern such as "*.jpg".
+    """Segment what each PROMPT describes in SOURCE: an image, a video, a folder of them, or a pattern such as "*.jpg".
 
-    Writes an overlay and a mask for each picture and sentence.
+    Writes an overlay and a mask for each image and prompt.
     """
     from cris_edge.media.outputs import Outputs
     from cris_edge.media.sources import find
@@ -61,12 +69,12 @@ def predict(
     document: dict[str, Any] = {"results": [], "failures": []}
     with _warnings_as_lines(), Segmenter(model, **options) as segmenter:
         for prompt in prompts:
-            segmenter.encode_text(prompt)  # a bad sentence is told before any picture is opened
+            segmenter.encode_text(prompt)  # fail on a bad prompt before opening any image
         document["segmenter"] = segmenter.info.to_dict()
         job = _Predictions(
             segmenter, list(dict.fromkeys(prompts)), threshold, Outputs(output), None if as_json else click.echo
         )
-        for path in progress(paths, "pictures"):
+        for path in progress(paths, "images"):
             try:
                 document["results"] += job.run(path)
             except InputError as error:
@@ -79,7 +87,7 @@ def predict(
 
 
 class _Predictions:
-    """Pictures and videos through a segmenter into files."""
+    """Segment images and videos and write the results to files."""
 
     def __init__(
         self,
@@ -87,16 +95,16 @@ class _Predictions:
         prompts: list[str],
         threshold: float | None,
         outputs: Outputs,
-        say: Callable[[str], None] | None,
+        report: Callable[[str], None] | None,
     ) -> None:
         self._segmenter = segmenter
         self._prompts = prompts
         self._threshold = threshold
         self._outputs = outputs
-        self._say = say
+        self._report = report
 
     def run(self, path: Path) -> list[dict[str, Any]]:
-        """The entries of the JSON document for one file."""
+        """Process one file and return its entries of the JSON document."""
         from cris_edge.media.sources import is_video
 
         return self._video(path) if is_video(path) else self._image(path)
@@ -105,7 +113,11 @@ class _Predictions:
         entries = []
         for result in self._segmenter(str(path), self._prompts, threshold=self._threshold):
             files = self._outputs.image(path, result)
-            self._tell(path, result, files["overlay"])
+            if self._report:
+                found = "nothing found"
+                if result.box is not None:
+                    found = f"score {result.score:.2f}, box ({', '.join(f'{side:.0f}' for side in result.box)})"
+                self._report(f'{path}  "{result.prompt}"  {found}  {files["overlay"]}')
             entries.append({"source": str(path), **result.to_dict(), "files": files})
         return entries
 
@@ -129,25 +141,17 @@ class _Predictions:
         )
         if not entries:
             raise InputError(f"The video {path} has no frames that can be decoded.")
-        for prompt, paths in files.items():
-            if self._say:
-                count = sum(entry["prompt"] == prompt for entry in entries)
-                found = sum(entry["prompt"] == prompt and not entry["empty"] for entry in entries)
-                self._say(f'{path}  "{prompt}"  found in {found} of {count} frames  {paths["overlay"]}')
+        if self._report:
+            for prompt, paths in files.items():
+                empty = [entry["empty"] for entry in entries if entry["prompt"] == prompt]
+                found = f"found in {empty.count(False)} of {len(empty)} frames"
+                self._report(f'{path}  "{prompt}"  {found}  {paths["overlay"]}')
         return [{**entry, "files": files[entry["prompt"]]} for entry in entries]
-
-    def _tell(self, path: Path, result: Segmentation, overlay: str) -> None:
-        if self._say:
-            found = "nothing found"
-            if result.box is not None:
-                box = ", ".join(f"{side:.0f}" for side in result.box)
-                found = f"score {result.score:.2f}, box ({box})"
-            self._say(f'{path}  "{result.prompt}"  {found}  {overlay}')
 
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Show what the SDK warns of, such as a sentence that was cut, as one line each."""
+    """Print the SDK's warnings, such as a truncated prompt, as one line each."""
     from cris_edge.tokenizer import PromptWarning
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:

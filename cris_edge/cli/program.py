@@ -1,4 +1,4 @@
-"""The program around the commands: errors as one line and an exit status, warnings and progress on stderr."""
+"""What all commands share: errors as one line and an exit status, ``--json``, and progress bars."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Program(click.Group):
-    """The group of commands; turns every error into one line and an exit status."""
+    """The group of commands, which reports every error as one line and an exit status."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command and, as a program does, exit with its status."""
+        """Run a command and exit with its status."""
         run: Any = super().main
         if not extra.pop("standalone_mode", True):
             return run(*args, standalone_mode=False, **extra)
@@ -29,7 +29,7 @@ class Program(click.Group):
         except click.ClickException as error:
             error.show()
             status = error.exit_code
-        except BrokenPipeError:  # whoever reads the output has enough; nothing more is to be flushed into it
+        except BrokenPipeError:  # the reader closed the pipe; keep Python from flushing into it at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 1
         except (CrisEdgeError, OSError, MemoryError) as error:
@@ -42,17 +42,17 @@ class Program(click.Group):
 
 
 def complain(message: str) -> None:
-    """Print an error on stderr, as one line."""
+    """Print an error on stderr as one line."""
     click.echo(f"error: {' '.join(message.split())}", err=True)
 
 
 def json_option(command: Command) -> Command:
-    """Add the option ``--json``, passed as `as_json`."""
+    """Add the option ``--json``, passed as `as_json`, to a command."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
 
 
 def progress(items: Iterable[T], label: str, length: int | None = None) -> Iterator[T]:
-    """The items, with a bar on stderr where that is a terminal and there are several."""
+    """Yield the items, with a progress bar if stderr is a terminal and there are several."""
     if length is None and isinstance(items, list):
         length = len(items)
     if length == 1 or not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""``cris-edge verify``: hashes, shapes, and golden inputs through every runtime of a bundle."""
+"""``cris-edge verify``: check a bundle's files, and its outputs in every runtime."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def verify(context: click.Context, /, model: str | None, as_json: bool) -> None:
-    """Check a model folder: hashes, shapes, and golden inputs through every runtime in it."""
+    """Check a bundle DIR, or the default model: hashes, shapes, and golden outputs in every runtime."""
     from cris_edge.bundle import default_model
     from cris_edge.doctor.verification import verify as run
 
     report = run(default_model() if model is None else model)
-    click.echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else _tell_verified(report))
+    click.echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else _text(report))
     if not report.passed:
         failed = [check for check in report.checks if check.outcome == "failed"]
         if failed:
@@ -33,15 +33,15 @@ def verify(context: click.Context, /, model: str | None, as_json: bool) -> None:
         context.exit(1)
 
 
-def _tell_verified(report: Report) -> str:
-    lines = [f"{report.name}: the hashes of {report.files} files hold, {report.size / 1e6:.1f} MB"]
+def _text(report: Report) -> str:
+    lines = [f"{report.name}: the hashes of all {report.files} files match, {report.size / 1e6:.1f} MB"]
     for check in report.checks:
         line = f"{check.runtime} {check.precision or check.asked}: {check.outcome}"
         if check.max_abs_diff is not None:
-            allowed = f" of {check.tolerance:.3g} allowed" if check.tolerance is not None else ""
+            allowed = f" (tolerance {check.tolerance:.3g})" if check.tolerance is not None else ""
             line += f", logits differ by {check.max_abs_diff:.2g}{allowed} on {report.pairs} golden pairs"
             line += f", mask IoU {check.mask_iou:.4f}"
         if check.accuracy is not None:
-            line += f"; mIoU {check.accuracy[0]:.1f}, and {check.accuracy[1]:.1f} in PyTorch"
+            line += f"; mIoU {check.accuracy[0]:.1f}, in PyTorch {check.accuracy[1]:.1f}"
         lines.append(line + (f" ({check.message})" if check.message else ""))
     return "\n".join(lines)

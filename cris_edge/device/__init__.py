@@ -1,1 +1,1 @@
-"""Facts about this device: processor, memory, cache folders."""
+"""Facts about this machine: CPU, memory and cache folders."""

@@ -1,4 +1,4 @@
-"""Where caches belong on this platform."""
+"""Cache folders of the platform."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The folder for things that can be computed again, as the platform has it; not created here.
+    """Return the platform's cache folder for this package, without creating it.
 
     ``$XDG_CACHE_HOME/cris-edge`` or ``~/.cache/cris-edge``, ``~/Library/Caches/cris-edge`` on macOS,
     ``%LOCALAPPDATA%/cris-edge/cache`` on Windows.
@@ -25,7 +25,7 @@ def cache_folder() -> Path:
 
 
 def chosen_cache(cache_dir: str | os.PathLike[str] | None) -> Path | None:
-    """The folder that `cache_dir` stands for: "auto" is `cache_folder`, None is none, anything else is itself."""
+    """Resolve a `cache_dir` argument: "auto" is `cache_folder`, None disables the cache, a path is itself."""
     if cache_dir is None:
         return None
     return cache_folder() if cache_dir == "auto" else Path(cache_dir).expanduser()

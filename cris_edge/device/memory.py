@@ -1,4 +1,4 @@
-"""The memory of this device."""
+"""Memory of this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def memory_bytes() -> int | None:
-    """Physical memory, or None where the operating system does not tell."""
+    """Return the physical memory in bytes; None if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

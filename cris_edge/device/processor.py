@@ -1,4 +1,4 @@
-"""The processor: its name, its instruction sets, and the cores that this process may use."""
+"""The CPU: name, instruction sets, and cores available to this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# What decides how fast float32, bfloat16 and int8 networks run; the names are the kernel's, in the order of reports.
+# Flags of the Linux kernel and names in reports, of those that determine the speed of float32, bfloat16 and int8.
 _INSTRUCTION_SETS = (
     ("sse4_2", "SSE4.2"),
     ("avx", "AVX"),
@@ -36,12 +36,12 @@ _INSTRUCTION_SETS = (
 
 
 def platform_name() -> str:
-    """Operating system and architecture, as in "Linux x86_64"."""
+    """Return operating system and architecture, such as "Linux x86_64"."""
     return f"{platform.system()} {platform.machine()}"
 
 
 def processor_name() -> str:
-    """The processor as it calls itself; its architecture where it does not say."""
+    """Return the CPU's own name; its architecture if unknown."""
     if sys.platform == "linux":
         names = _cpuinfo("model name")
         if names:
@@ -52,7 +52,7 @@ def processor_name() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """The vector instruction sets that matter here; empty where the operating system does not tell."""
+    """Return the CPU's relevant vector instruction sets; empty if unknown."""
     if sys.platform == "linux":
         lines = _cpuinfo("flags") or _cpuinfo("Features")
         flags = set(lines[0].split()) if lines else set()
@@ -70,14 +70,14 @@ def instruction_sets() -> list[str]:
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may run on."""
+    """Return the number of logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def physical_cores() -> int:
-    """Physical cores among `usable_cores`; where the operating system does not tell, as many as logical ones."""
+    """Return the number of physical cores among `usable_cores`; that of logical ones if unknown."""
     if sys.platform == "linux":
         siblings = set()
         for core in os.sched_getaffinity(0):
@@ -103,7 +103,7 @@ def _cpuinfo(key: str) -> list[str]:
 
 
 def _sysctl(name: str) -> str:
-    """One value of the kernel of macOS, or an empty string."""
+    """Return a value of macOS's kernel state, or an empty string."""
     import subprocess
 
     try:

@@ -1,8 +1,8 @@
-"""What this device can run, and whether a bundle computes here what it computed when it was exported."""
+"""Diagnosis of this machine, and verification of bundles on it."""
 
 from __future__ import annotations
 
-from cris_edge.doctor.examination import DoctorReport, examine
+from cris_edge.doctor.diagnosis import DoctorReport, examine
 from cris_edge.doctor.npu import RuntimeState
 from cris_edge.doctor.verification import verify
 

@@ -1,4 +1,4 @@
-"""NPUs: their drivers on this device, and what of a bundle could run on them and elsewhere here."""
+"""NPU drivers of this machine, and the runtimes and devices that can run a bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cris_edge.backends.base import DeviceReport
 if TYPE_CHECKING:
     from cris_edge.bundle import Bundle
 
-# Kernel drivers of processors' NPUs, as Linux names them.
+# Linux kernel drivers of NPUs.
 _DRIVERS = {"intel_vpu": "Intel NPU", "amdxdna": "AMD NPU", "qaic": "Qualcomm Cloud AI", "rocket": "Rockchip NPU"}
 _DEVICES = {
     "dev/fastrpc-cdsp": "Qualcomm Hexagon (FastRPC)",
@@ -23,14 +23,14 @@ _DEVICES = {
 
 @dataclass(frozen=True)
 class RuntimeState:
-    """One runtime, here or not.
+    """Availability of a runtime.
 
     Attributes:
-        name: Its name.
+        name: Name of the runtime.
         usable: Whether it can be used.
-        version: Its own.
-        devices: That it finds.
-        advice: What to do to be able to use it, or more of it; may be empty.
+        version: Version of the runtime.
+        devices: Devices that it finds.
+        advice: How to make it, or more devices, available; may be empty.
     """
 
     name: str
@@ -42,12 +42,12 @@ class RuntimeState:
 
 @dataclass(frozen=True)
 class Prospect:
-    """Whether a bundle can run in one runtime here.
+    """Whether a runtime can run a bundle on this machine.
 
     Attributes:
-        runtime: Its name.
-        devices: On which it could; empty where it cannot.
-        message: What is in the way, or what to know.
+        runtime: Name of the runtime.
+        devices: Devices that could run it; empty if none can.
+        message: What prevents it, or a remark.
     """
 
     runtime: str
@@ -56,10 +56,10 @@ class Prospect:
 
 
 def drivers(root: Path = Path("/")) -> tuple[str, ...]:
-    """NPUs for which the kernel has a driver, as far as Linux tells; nothing on other systems.
+    """Return the NPUs with a kernel driver, on Linux; none on other systems.
 
     Args:
-        root: Of the file system.
+        root: Root of the file system.
     """
     found: dict[str, None] = {}
     try:
@@ -79,19 +79,19 @@ def drivers(root: Path = Path("/")) -> tuple[str, ...]:
 
 
 def prospects(bundle: Bundle, runtimes: Iterable[RuntimeState], npu: Mapping[str, Any]) -> tuple[Prospect, ...]:
-    """What every runtime that a bundle was written for could do with it here.
+    """Return where each runtime of a bundle can run it on this machine.
 
     Args:
-        bundle: The model.
-        runtimes: As the doctor found them.
-        npu: The manifest's entry of that name, or an empty one.
+        bundle: The bundle.
+        runtimes: Availability of the runtimes.
+        npu: The manifest's "npu" entry, or an empty one.
     """
     states = {state.name: state for state in runtimes}
-    told = []
+    found = []
     for name in bundle.manifest.runtimes:
         state = states.get(name)
         if state is None or not state.usable:
-            told.append(Prospect(name, (), state.advice if state else "it is not installed"))
+            found.append(Prospect(name, (), state.advice if state else "it is not installed"))
             continue
         notes = []
         if name == "qnn" and "soc" in npu.get(name, {}):
@@ -99,8 +99,8 @@ def prospects(bundle: Bundle, runtimes: Iterable[RuntimeState], npu: Mapping[str
         if name == "openvino":
             rows = npu.get(name, {})
             if any(row.get("violations") for row in rows.values()):
-                notes.append("its graphs break rules of the NPU")
+                notes.append("its graphs violate the NPU's published rules")
             elif rows and any(device.name.startswith("NPU") for device in state.devices):
-                notes.append("its graphs keep the NPU's published rules")
-        told.append(Prospect(name, tuple(device.name for device in state.devices), "; ".join(notes)))
-    return tuple(told)
+                notes.append("its graphs comply with the NPU's published rules")
+        found.append(Prospect(name, tuple(device.name for device in state.devices), "; ".join(notes)))
+    return tuple(found)

@@ -1,4 +1,4 @@
-"""Whether a bundle is whole, and gives on this device what PyTorch gave when it was written."""
+"""Verification: a bundle's files are intact, and its outputs on this machine match PyTorch's at export."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not checked"
-_EMULATED = 5_000_000_000  # multiply-accumulates of a pair: up to here an NPU's emulator takes less than a minute
-_FLOAT32_TOLERANCE = 1e-3  # of logits, absolute: what every export is held to
+_EMULATED = 5_000_000_000  # multiply-accumulates per pair that an NPU's emulator computes within a minute
+_FLOAT32_TOLERANCE = 1e-3  # absolute, of logits: the limit of every export
 
 
 @dataclass(frozen=True)
 class Check:
-    """One runtime at one precision.
+    """Result of one runtime at one precision.
 
     Attributes:
-        runtime: Its name.
-        asked: Precision that was asked for, "float32" or "auto".
+        runtime: Name of the runtime.
+        asked: Requested precision, "float32" or "auto".
         outcome: "passed", "failed" or "not checked".
-        message: Why, where it did not pass.
-        precision: That really ran.
-        max_abs_diff: Largest difference of a logit from PyTorch's.
-        tolerance: That the bundle states for this runtime and precision.
-        mask_iou: Smallest overlap of the masks that both logits give at the bundle's threshold.
-        accuracy: Mean IoU with the masks that the golden sentences mean, in percent, here and in PyTorch; None where
-            the bundle does not carry them. Of so few pairs it is no measure of the model, only of this device.
+        message: Why it did not pass, or a remark.
+        precision: Precision in effect.
+        max_abs_diff: Largest absolute difference of the logits from PyTorch's.
+        tolerance: Tolerance that the bundle states for this runtime and precision.
+        mask_iou: Smallest IoU of the masks from both logits at the bundle's threshold.
+        accuracy: Mean IoU with the ground truth of the golden pairs in percent, on this machine and in PyTorch; None if
+            the bundle has no ground truth. Too few pairs to measure the model; it only compares the two.
     """
 
     runtime: str
@@ -51,15 +51,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """Result of a verification.
 
     Attributes:
-        path: The bundle.
-        name: Its model's.
-        files: Number of files whose hashes hold.
-        size: Their bytes.
+        path: Folder of the bundle.
+        name: Name of the model.
+        files: Number of files, all of which match their hashes.
+        size: Total size of the files in bytes.
         pairs: Number of golden pairs.
-        checks: Of every runtime that the bundle holds.
+        checks: Results of every runtime of the bundle.
     """
 
     path: Path
@@ -71,23 +71,23 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether something was checked and nothing failed."""
+        """Whether at least one check passed and none failed."""
         outcomes = {check.outcome for check in self.checks}
         return PASSED in outcomes and FAILED not in outcomes
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return {**asdict(self), "path": str(self.path), "passed": self.passed}
 
 
 def verify(path: str | os.PathLike[str]) -> Report:
-    """Check hashes and shapes, and run the golden pairs through every runtime of the bundle that is installed.
+    """Check hashes and shapes, and compare the golden outputs in every installed runtime of the bundle.
 
-    Each runs with float32 forced and at its own choice of precision, on the CPU, without a cache. What was compiled for
-    an NPU runs there, or one pair of it in the NPU's emulator where the model is small enough for that.
+    Each runtime runs with float32 and with its own choice of precision, on the CPU, without a cache. Graphs compiled
+    for an NPU run there, or in its emulator with one pair, if the model is small enough.
 
     Raises:
-        BundleError: The bundle is not whole, or carries no golden pairs.
+        BundleError: The bundle is invalid or has no golden pairs.
     """
     bundle = Bundle.open(path, thorough=True)
     golden = bundle.golden()
@@ -122,7 +122,7 @@ def _check_runtime(bundle: Bundle, golden: Golden, runtime: str) -> list[Check]:
 
 
 def _check_npu(bundle: Bundle, golden: Golden, runtime: str) -> Check:
-    """Run the golden pairs on the NPU, or the first of them in its emulator."""
+    """Run the golden pairs on the NPU, or the first one in its emulator."""
     from cris_edge.backends import qnn
 
     try:
@@ -130,12 +130,12 @@ def _check_npu(bundle: Bundle, golden: Golden, runtime: str) -> Check:
     except CrisEdgeError as error:
         return Check(runtime, "auto", FAILED, str(error))
     if not devices:
-        return Check(runtime, "auto", NOT_CHECKED, "there is no NPU here, and no emulator for this processor")
+        return Check(runtime, "auto", NOT_CHECKED, "this machine has no NPU, and there is no emulator for its CPU")
     device = devices[0]
     if device == qnn.EMULATOR:
         work = sum(graph.macs or 0 for graph in bundle.manifest.graphs.values())
         if work > _EMULATED:
-            why = f"the emulator would take minutes for its {work / 1e9:.0f} billion operations, and no NPU is here"
+            why = f"there is no NPU, and the emulator would take minutes for {work / 1e9:.0f} GMAC"
             return Check(runtime, "auto", NOT_CHECKED, why)
         golden = replace(
             golden,
@@ -146,14 +146,14 @@ def _check_npu(bundle: Bundle, golden: Golden, runtime: str) -> Check:
             truth=None if golden.truth is None else golden.truth[:1],
         )
     check = _check(bundle, golden, runtime, "auto", set(), device)
-    assert check is not None, "nothing was seen before"
-    return replace(check, message=check.message or f"on the {device}, {len(golden.images)} of the pairs")
+    assert check is not None, "no precision was checked before"
+    return replace(check, message=check.message or f"on the {device}, pairs checked: {len(golden.images)}")
 
 
 def _check(
     bundle: Bundle, golden: Golden, runtime: str, asked: str, seen: set[str], device: str = "CPU"
 ) -> Check | None:
-    """Run the golden pairs; None where that would be what was `seen`, because the same precision results."""
+    """Run the golden pairs; None if the resulting precision was `seen` before."""
     import numpy as np
 
     from cris_edge.image import preprocess
@@ -187,18 +187,21 @@ def _check(
         )
     tolerance = _tolerance(bundle, runtime, precision)
     if tolerance is None:
-        outcome, message = NOT_CHECKED, f"the bundle states no tolerance for {precision}, so these are figures alone"
+        outcome, message = NOT_CHECKED, f"the bundle states no tolerance for {precision}"
     elif difference <= tolerance:  # false for NaN
         outcome, message = PASSED, ""
     else:
-        outcome, message = FAILED, f"a logit differs by {difference:.3g} from PyTorch's, and {tolerance:.3g} is allowed"
+        outcome, message = (
+            FAILED,
+            f"a logit differs from PyTorch's by {difference:.3g}; the tolerance is {tolerance:.3g}",
+        )
     return Check(runtime, asked, outcome, message, precision, difference, tolerance, overlap, accuracy)
 
 
 def _tolerance(bundle: Bundle, runtime: str, precision: str) -> float | None:
-    """What the bundle allows for the logits of the whole network.
+    """Return the bundle's tolerance for the logits of the whole network.
 
-    For a precision that the machine of the export did not have, that is what it costs in PyTorch.
+    For a precision that the exporting machine did not have, PyTorch's emulation of it sets the tolerance.
     """
     for stated in (runtime, "pytorch"):
         for row in bundle.manifest.parity:
@@ -210,7 +213,7 @@ def _tolerance(bundle: Bundle, runtime: str, precision: str) -> float | None:
 
 
 def _accuracy(logits: NDArray[np.float32], truth: NDArray[np.bool_], threshold: float) -> float:
-    """Mean IoU in percent, on the network's input."""
+    """Return the mean IoU in percent, on the network's input."""
     import numpy as np
 
     from cris_edge.image import Letterbox, postprocess
@@ -219,4 +222,4 @@ def _accuracy(logits: NDArray[np.float32], truth: NDArray[np.bool_], threshold: 
     side = truth.shape[-1]
     square = Letterbox.fit(side, side, side)
     masks = (postprocess(row[None], square) > threshold for row in logits)
-    return 100 * float(np.mean([iou(mask, wanted) for mask, wanted in zip(masks, truth, strict=True)]))
+    return 100 * float(np.mean([iou(mask, true) for mask, true in zip(masks, truth, strict=True)]))

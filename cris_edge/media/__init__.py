@@ -1,1 +1,1 @@
-"""What a command or a server is pointed at, and the files it writes."""
+"""Media: image and video sources of the commands, and the files they write."""

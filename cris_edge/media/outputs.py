@@ -1,4 +1,4 @@
-"""Outputs: the files that the command line writes, each of them whole or not there."""
+"""Result files of the command line, written atomically."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cris_edge.errors import InputError
 if TYPE_CHECKING:
     from cris_edge.result import Segmentation
 
-_LONGEST = 48  # characters of a sentence in a file's name
-_CODECS = ((".mp4", "mp4v"), (".avi", "MJPG"))  # the second is OpenCV's own, and always there
+_LONGEST = 48  # characters of a prompt in a file name
+_CODECS = ((".mp4", "mp4v"), (".avi", "MJPG"))  # the second is built into OpenCV, so always available
 
 
 class Outputs:
-    """A folder for results, in which no two of one run get the same name.
+    """A folder of results, with unique file names within a run.
 
-    A result of ``dog.jpg`` and "the left one" becomes ``dog-the-left-one.png``, an overlay, and
-    ``dog-the-left-one-mask.png``, 255 inside and 0 outside. A video becomes a video of overlays and a folder of masks.
+    For ``dog.jpg`` and "the left one", the overlay is ``dog-the-left-one.png`` and the mask
+    ``dog-the-left-one-mask.png``, 255 inside and 0 outside. A video yields a video of overlays and a folder of masks.
     Files of an earlier run are replaced.
 
     Raises:
-        InputError: The folder cannot be made.
+        InputError: The folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,10 +36,10 @@ class Outputs:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"The output folder {folder} cannot be made: {error.strerror or error}.") from error
+            raise InputError(f"Cannot create the output folder {folder}: {error.strerror or error}.") from error
 
     def image(self, source: Path, result: Segmentation) -> dict[str, str]:
-        """Write overlay and mask of one image; returns their paths."""
+        """Write overlay and mask of one image, and return their paths."""
         name = self._name(source, result.prompt)
         overlay = result.save(self.folder / f"{name}.png")
         mask = result.save(self.folder / f"{name}-mask.png", what="mask")
@@ -53,10 +53,10 @@ class Outputs:
         frames: Iterable[list[Segmentation]],
         note: Callable[[int, Segmentation], None],
     ) -> list[dict[str, str]]:
-        """Write overlays and masks of every frame as they come, each of which is told to `note` with its number.
+        """Write overlays and masks of a video frame by frame, passing each frame's number and result to `note`.
 
         Returns:
-            For each prompt the paths of the video of overlays and of the folder of masks.
+            The paths of the overlay video and of the folder of masks, for each prompt.
         """
         names = [self._name(source, prompt) for prompt in prompts]
         with _Clips(self.folder, names, rate) as clips:
@@ -67,10 +67,10 @@ class Outputs:
         return clips.paths
 
     def _name(self, source: Path, prompt: str) -> str:
-        slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:_LONGEST].rstrip("-_") or "sentence"
+        slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:_LONGEST].rstrip("-_") or "prompt"
         stem, number = f"{source.stem}-{slug}", 1
         name = stem
-        while name.lower() in self._taken:  # names differ in more than case on some file systems
+        while name.lower() in self._taken:  # some file systems ignore case
             number += 1
             name = f"{stem}-{number}"
         self._taken.add(name.lower())
@@ -78,7 +78,7 @@ class Outputs:
 
 
 class _Clips:
-    """Videos and folders of masks under temporary names, which get their own when all is written."""
+    """Videos and folders of masks under temporary names, renamed when all are complete."""
 
     def __init__(self, folder: Path, names: list[str], rate: float) -> None:
         self.paths: list[dict[str, str]] = []
@@ -116,7 +116,7 @@ class _Clips:
             self._writers[clip] = (*self._open(clip, (width, height)), (width, height))
         writer, _, size = self._writers[clip]
         overlay = result.overlay()[:, :, ::-1]
-        if (width, height) != size:  # a stream may change its resolution; a file cannot
+        if (width, height) != size:  # a stream may change resolution; a file cannot
             overlay = cv2.resize(overlay, size)  # type: ignore[assignment]
         writer.write(overlay if overlay.flags.c_contiguous else overlay.copy())
         result.save(self._masks(clip) / f"{number:06d}.png", what="mask")
@@ -129,7 +129,7 @@ class _Clips:
             writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), self._rate, size)
             if writer.isOpened():
                 return writer, path
-        raise InputError(f"This OpenCV writes no video into {self._folder}; check that the folder can be written.")
+        raise InputError(f"OpenCV cannot write a video into {self._folder}; check that the folder is writable.")
 
     def _masks(self, clip: int) -> Path:
         return self._folder / f".{self._token}-{clip}-masks"

@@ -1,4 +1,4 @@
-"""Sources: what the command line is pointed at, as images and videos, in order."""
+"""Image and video sources of the command line."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wm
 
 
 def find(source: str) -> list[Path]:
-    """The images and videos that a file, a folder or a glob stands for, sorted by name.
+    """Return the images and videos of a file, a folder or a glob pattern, sorted by name.
 
     Raises:
-        InputError: It stands for none.
+        InputError: There are none.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return [path]  # whatever its name: its content tells
+        return [path]  # of any name: the content decides
     if path.is_dir():
         found = sorted(entry for entry in path.iterdir() if _is_ours(entry))
         what = f"The folder {source}"
@@ -41,7 +41,7 @@ def find(source: str) -> list[Path]:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is to be read as a video, by its name."""
+    """Return whether a file's name is that of a video."""
     return path.suffix.lower() in VIDEOS
 
 
@@ -51,12 +51,12 @@ def _is_ours(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Video:
-    """A video file; iterating it reads one frame after the other, (H, W, 3) uint8 in BGR, the right way up.
+    """A video file; iterating yields its frames, (H, W, 3) uint8 BGR with rotation applied.
 
     Attributes:
         path: The file.
-        rate: Frames per second, as the file says; 25 where it does not.
-        length: Number of frames, as the file says, which may be wrong; 0 where it does not.
+        rate: Frames per second according to the file; 25 if unknown.
+        length: Number of frames according to the file, which may be wrong; 0 if unknown.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Video:
 
     @classmethod
     def open(cls, path: Path) -> Video:
-        """Read what the file says about itself.
+        """Open a video and read its frame rate and length.
 
         Raises:
             ImageError: OpenCV cannot read it.
@@ -75,7 +75,7 @@ class Video:
         capture = cv2.VideoCapture(str(path))
         try:
             if not capture.isOpened():
-                raise ImageError(f"The video {path} cannot be read; expected a file that this OpenCV can decode.")
+                raise ImageError(f"The video {path} cannot be read; expected a file that OpenCV can decode.")
             rate = float(capture.get(cv2.CAP_PROP_FPS))
             length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         finally:

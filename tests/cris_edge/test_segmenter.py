@@ -217,7 +217,7 @@ def test_info_says_what_runs_and_why(tiny: Path, runtime: str, caplog: pytest.Lo
         info = segmenter.info
     assert (info.runtime, info.device, info.threads, info.model) == (runtime, "CPU", 1, "tiny")
     assert info.path == tiny.resolve()
-    assert info.reason == "it was asked for"
+    assert info.reason == "it was requested"
     assert info.to_dict()["path"] == str(tiny.resolve())
     assert str(info) in caplog.text
 
@@ -525,7 +525,7 @@ def test_a_given_backend_does_not_survive_a_fork_and_says_so(
     segmenter = Segmenter(tiny, runtime=registry.create(runtime))
     error = _in_a_fork(lambda: segmenter(image, "red"))
     assert isinstance(error, RuntimeFailure)
-    assert "before the process was forked" in str(error)
+    assert "before the process forked" in str(error)
     assert not segmenter(image, "red").empty
 
 

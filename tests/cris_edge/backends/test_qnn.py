@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
-from cris_edge.doctor.npu import drivers, prospects
-from cris_edge.doctor.verification import verify
 from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissingError
 
 CHANNELS, SIDE = 4, 8
@@ -214,52 +210,3 @@ def test_openvino_says_where_its_npu_comes_from() -> None:
         pytest.skip("there is an NPU here")
     with pytest.raises(OptionError, match="appears with its driver, which brings the compiler too"):
         registry.create("openvino", BackendOptions(device="NPU"))
-
-
-def test_drivers_are_read_from_the_kernel(tmp_path: Path) -> None:
-    assert drivers(tmp_path) == ()
-    driver = tmp_path / "sys/bus/pci/drivers/intel_vpu"
-    driver.mkdir(parents=True)
-    device = tmp_path / "sys/class/accel/accel0/device"
-    device.mkdir(parents=True)
-    (device / "driver").symlink_to(driver)
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev/fastrpc-cdsp").touch()
-    assert drivers(tmp_path) == ("Intel NPU (driver intel_vpu, accel0)", "Qualcomm Hexagon (FastRPC)")
-
-
-def test_prospects_of_a_bundle() -> None:
-    from cris_edge.backends.base import DeviceReport
-    from cris_edge.doctor import RuntimeState
-
-    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(runtimes={"onnxruntime": {}, "qnn": {}, "openvino": {}}))
-    states = [
-        RuntimeState("onnxruntime", usable=True, devices=(DeviceReport("CPU"),)),
-        RuntimeState("qnn", usable=True, devices=(DeviceReport("emulator"),)),
-        RuntimeState("openvino", usable=False, advice="install it"),
-    ]
-    found = prospects(bundle, states, {"qnn": {"soc": "SM8650"}})
-    assert [(entry.runtime, entry.devices) for entry in found] == [
-        ("onnxruntime", ("CPU",)),
-        ("qnn", ("emulator",)),
-        ("openvino", ()),
-    ]
-    assert "SM8650" in found[1].message
-    assert found[2].message == "install it"
-
-
-@needs_provider
-def test_large_models_are_not_emulated_when_verified(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    from tests.cris_edge.tiny_bundle import build
-
-    folder = build(tmp_path / "large")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["runtimes"]["qnn"] = manifest["runtimes"].pop("openvino")
-    manifest["graphs"]["mask_decoder"]["macs"] = 40_000_000_000
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    report = verify(folder)
-    found = {check.runtime: check for check in report.checks}
-    assert found["qnn"].outcome == "not checked"
-    assert "40 billion operations" in found["qnn"].message
-    assert report.passed

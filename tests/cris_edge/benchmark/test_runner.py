@@ -10,11 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from cris_edge.benchmark.results import CaseReport, Report, device, table
 from cris_edge.benchmark.runner import Settings, benchmark
-from cris_edge.cli import main
 from cris_edge.errors import BundleError, DataError, OptionError
 
 FEW = {"runs": 3, "seconds": 0.0, "starts": 1, "stream_seconds": 0.3}
@@ -162,21 +160,6 @@ def test_nothing_is_measured_before_the_inputs_are_read(tmp_path: Path, tiny: Pa
         benchmark(Settings(models=(str(tiny),), data=tmp_path / "absent.jsonl"))
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["benchmark", *map(str, arguments)])
-
-
-def test_the_command_reports_what_cannot_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openvino")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    result = run("--model", tiny, "--runtime", "openvino", "--device", "TPU", "--precision", "auto", "--json")
-    assert result.exit_code == 1
-    document = json.loads(result.stdout)
-    assert document["cases"] == []
-    assert "OpenVINO has no device 'TPU' here" in document["failures"][0]["error"]
-    assert result.stderr.startswith("error: tiny on openvino TPU auto: ")
-
-
 def test_a_runtime_that_is_not_installed_is_skipped(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -185,24 +168,6 @@ def test_a_runtime_that_is_not_installed_is_skipped(tiny: Path, monkeypatch: pyt
     assert [case.runtime for case in report.cases] == ["onnxruntime"]
     assert "openvino is not installed; install it with pip install" in report.notes[0]
     assert report.notes[0] in report.to_text()
-
-
-def test_without_a_runtime_there_is_nothing_to_measure(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("onnxruntime", "openvino"):
-        monkeypatch.setitem(sys.modules, name, None)
-    result = run("--model", tiny)
-    assert result.exit_code == 1
-    assert "Nothing to measure: onnxruntime is not installed; install it with pip" in result.stderr
-
-
-def test_the_command_prints_one_document(tiny: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    few = ["--runs", 1, "--seconds", 0, "--starts", 0, "--runtime", "onnxruntime", "--precision", "auto"]
-    result = run("--model", tiny, *few, "--output", tmp_path / "out", "--json")
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["cases"][0]["latency"]["whole"]["median"] > 0
-    assert result.stderr == ""
-    assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == json.loads(result.stdout)
 
 
 def test_report_of_a_bundle_counts_weights_beside_a_graph(tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""What this device has for running a model, and what to install for the rest."""
+"""Diagnosis: runtimes and devices of this machine, and where bundles can run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,13 @@ from cris_edge.errors import CrisEdgeError, RuntimeFailure
 
 @dataclass(frozen=True)
 class BundleState:
-    """One model folder.
+    """Where a bundle can run.
 
     Attributes:
-        path: As it was given.
-        name: Its model's; empty where the folder cannot be used.
-        prospects: Of every runtime that it was written for.
-        message: Why it cannot be used.
+        path: Path as given.
+        name: Name of the model; empty if the bundle is invalid.
+        prospects: One entry per runtime of the bundle.
+        message: Why the bundle is invalid.
     """
 
     path: str
@@ -45,7 +46,7 @@ class BundleState:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What was found here."""
+    """Findings about this machine."""
 
     version: str
     python: str
@@ -62,15 +63,15 @@ class DoctorReport:
     bundles: tuple[BundleState, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return {**asdict(self), "cache": str(self.cache)}
 
 
 def examine(models: Iterable[str | os.PathLike[str]] = ()) -> DoctorReport:
-    """Look at this device. Loads every runtime that is installed.
+    """Examine this machine. Loads every installed runtime.
 
     Args:
-        models: Model folders, to tell what each could run on here.
+        models: Bundles to check for where they can run.
     """
     cache = cache_folder()
     runtimes = tuple(_runtime(name) for name in registry.names())
@@ -106,8 +107,8 @@ def _bundle(model: str | os.PathLike[str], runtimes: tuple[RuntimeState, ...]) -
         bundle = Bundle.open(model)
     except CrisEdgeError as error:
         return BundleState(os.fspath(model), message=str(error))
-    told = json.loads((bundle.path / MANIFEST).read_bytes()).get("npu")
-    found = prospects(bundle, runtimes, told if isinstance(told, dict) else {})
+    npu = json.loads((bundle.path / MANIFEST).read_bytes()).get("npu")
+    found = prospects(bundle, runtimes, npu if isinstance(npu, dict) else {})
     return BundleState(os.fspath(model), bundle.manifest.name, found)
 
 
@@ -115,8 +116,6 @@ def _size(folder: Path) -> int:
     total = 0
     for parent, _, files in os.walk(folder):
         for name in files:
-            try:
+            with suppress(OSError):  # deleted meanwhile
                 total += (Path(parent) / name).stat().st_size
-            except OSError:
-                continue
     return total
