@@ -19,6 +19,7 @@ from cris_edge.image.coco import decode_rle
 from cris_edge.serve.limits import Limits
 
 pytest.importorskip("starlette", reason="the service needs the extra serve")
+pytest.importorskip("onnxruntime", reason="the service is tested in ONNX Runtime")
 pytest.importorskip("onnx", reason="the bundle of the tests is built with onnx")
 httpx = pytest.importorskip("httpx")
 Image = pytest.importorskip("PIL.Image")

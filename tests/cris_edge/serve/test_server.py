@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("uvicorn", reason="the service needs the extra serve")
+pytest.importorskip("onnxruntime", reason="the service is tested in ONNX Runtime")
 pytest.importorskip("onnx", reason="the bundle of the tests is built with onnx")
 httpx = pytest.importorskip("httpx")
 
