@@ -1,4 +1,4 @@
-"""Frames of a video: follow what a sentence names, and print where it is.
+"""Segment a video frame by frame with one prompt, and print the object's position.
 
 python examples/video_frames.py clip.mp4 "the red car"
 """
@@ -13,20 +13,20 @@ from cris_edge import Segmenter
 
 
 def frames(path: str) -> Iterator[np.ndarray]:
-    """Read a video frame by frame; 0 instead of a path would be the camera."""
+    """Read a video frame by frame; use 0 instead of a path for the camera."""
     capture = cv2.VideoCapture(path)
     while True:
-        there, frame = capture.read()
-        if not there:
+        success, frame = capture.read()
+        if not success:
             break
         yield frame
     capture.release()
 
 
-def main(video: str, sentence: str) -> None:
+def main(video: str, prompt: str) -> None:
     with Segmenter(hint="throughput") as segmenter:
-        # OpenCV's frames are BGR. The sentence is encoded once; frames are read as results are taken.
-        for number, result in enumerate(segmenter.stream(frames(video), sentence, color="bgr")):
+        # OpenCV frames are BGR. The prompt is encoded once, and frames are read as results are consumed.
+        for number, result in enumerate(segmenter.stream(frames(video), prompt, color="bgr")):
             print(number, "nothing" if result.empty else f"score {result.score:.2f}, box {result.box}")
 
 

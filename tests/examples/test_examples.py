@@ -1,4 +1,4 @@
-"""The examples run as they are, with a small bundle in the place of the embedded model."""
+"""The examples run unmodified, with a small bundle in place of the default model."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_one_picture(run, photo: Path) -> None:
+def test_one_image(run, photo: Path) -> None:
     import cv2
 
-    lines = run("one_picture.py", str(photo), "the blue one")
+    lines = run("one_image.py", str(photo), "the blue one")
     assert lines[0].startswith("box (7"), lines
     overlay = cv2.imread(str(photo.with_suffix(".overlay.png")))
     assert overlay.shape == (96, 160, 3)
-    assert run("one_picture.py", str(photo), "green") == ["nothing here is 'green'"]
+    assert run("one_image.py", str(photo), "green") == ["nothing found for 'green'"]
 
 
-def test_many_sentences(run, photo: Path) -> None:
-    lines = run("many_sentences.py", str(photo), "red", "blue", "green")
+def test_many_prompts(run, photo: Path) -> None:
+    lines = run("many_prompts.py", str(photo), "red", "blue", "green")
     boxes = [line.partition("box ")[2] for line in lines[2:]]
     assert boxes[0].startswith("(0.0, 0.0")
     assert boxes[1].endswith("160.0, 96.0)")
