@@ -1,1 +1,1 @@
-"""Int8: post-training quantization, the layers that must stay in float, and quantization-aware fine-tuning."""
+"""int8: post-training quantization, selection of the layers that stay in float, and quantization-aware fine-tuning."""

@@ -1,4 +1,4 @@
-"""Samples from which the ranges of activations are learnt: what each of the three modules is called with."""
+"""Calibration samples: inputs of each of the three modules, from which the ranges of activations are calibrated."""
 
 from __future__ import annotations
 
@@ -14,37 +14,33 @@ from cris_edge.tokenizer import Tokenizer
 from quantization.deploy_network import GRAPHS, DeployNetwork
 from training.data.samples import Example, Source
 
-FEWEST = 8  # images: ranges seen on fewer say nothing about the next image
+FEWEST = 8  # images; ranges of fewer do not hold for other images
 
 
 class Calibration:
-    """Images and sentences drawn from a source, and what the float network makes of them.
+    """Images and prompts sampled from a source, and the float network's features of them.
 
     Args:
         network: In float.
-        source: Labelled data or drawn scenes.
-        count: Images to draw, without repetition.
-        seed: Which.
+        source: Labelled data or synthetic scenes.
+        count: Number of images, sampled without replacement.
+        seed: Seed of the sampling.
 
     Raises:
         DataError: The source has too few images.
     """
 
     def __init__(self, network: DeployNetwork, source: Source, count: int, seed: int) -> None:
-        if len(source) < FEWEST:
-            raise DataError(
-                f"{source.name} has {len(source)} image{'s' if len(source) > 1 else ''} to calibrate with; "
-                f"expected at least {FEWEST}: give more data with --data."
-            )
+        require_enough(source, f"{source.name}/{source.split}")
         generator = np.random.default_rng([seed, 1])
         chosen = generator.permutation(min(len(source), 1 << 24))[: min(count, len(source))]
         architecture, tokenizer = network.architecture, Tokenizer()
         self.samples: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in GRAPHS}
         for index in chosen:
             example = source.load(int(index), architecture.input_size)
-            sentence = example.sentences[int(generator.integers(len(example.sentences)))]
+            prompt = example.sentences[int(generator.integers(len(example.sentences)))]
             image = torch.from_numpy(preprocess(example.image, architecture.input_size)[0])
-            tokens = torch.from_numpy(tokenizer([sentence], length=architecture.word_len))
+            tokens = torch.from_numpy(tokenizer([prompt], length=architecture.word_len))
             with torch.no_grad():
                 features = {**network.encode_image(image), **network.encode_text(tokens)}
             self.samples["image_encoder"].append((image,))
@@ -53,7 +49,7 @@ class Calibration:
 
 
 class Part:
-    """Every second example of a source: layers are chosen on one half, and what they give is measured on the other."""
+    """Every second example of a source."""
 
     def __init__(self, source: Source, indices: Sequence[int], name: str) -> None:
         self.name, self.split = source.name, f"{source.split} ({name})"
@@ -63,20 +59,39 @@ class Part:
         return len(self._indices)
 
     def id(self, index: int) -> str:
-        """As the source calls it."""
+        """Return the source's name of an example."""
         return self._source.id(self._indices[index])
 
     def load(self, index: int, size: int) -> Example:
-        """As the source gives it."""
+        """Load an example from the source."""
         return self._source.load(self._indices[index], size)
 
 
 def halves(source: Source) -> tuple[Part, Part]:
-    """The examples of even and of odd number; raises `DataError` where one of them would be empty."""
-    if len(source) < 2:
-        raise DataError(
-            f"{source.name} has {len(source)} image to validate with; expected two or more, one half to choose on and "
-            "one to report: give more data with --val."
-        )
+    """Split a source by even and odd index: layers are chosen on the first half, and results reported on the second.
+
+    Raises:
+        DataError: One half would be empty.
+    """
+    require_two(source, f"{source.name}/{source.split}")
     count = range(len(source))
     return Part(source, count[::2], "chosen on"), Part(source, count[1::2], "reported")
+
+
+def require_enough(source: Source, name: str) -> None:
+    """Raise `DataError` where a source, called `name` in the message, has too few images to calibrate with."""
+    if len(source) < FEWEST:
+        raise DataError(f"{name} has {_images(source)} to calibrate with; expected at least {FEWEST}.")
+
+
+def require_two(source: Source, name: str) -> None:
+    """Raise `DataError` where a source, called `name` in the message, cannot be split into halves."""
+    if len(source) < 2:
+        raise DataError(
+            f"{name} has {_images(source)} to validate with; expected at least 2, one half to choose on and one to "
+            "report."
+        )
+
+
+def _images(source: Source) -> str:
+    return "1 image" if len(source) == 1 else f"{len(source)} images"

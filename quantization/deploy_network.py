@@ -1,8 +1,9 @@
-"""The three deploy modules as one network: float or quantized, for one image and its sentences or for batches."""
+"""The three deploy modules as one network, in float or quantized, for one image and its prompts or for batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,15 @@ Features = dict[str, Tensor]
 
 
 class DeployNetwork(nn.Module):
-    """What the exported graphs compute together, in PyTorch.
+    """The function that the exported graphs compute together, in PyTorch.
 
     Attributes:
-        architecture: of the CRIS that was deployed.
+        architecture: Architecture of the CRIS that was deployed.
     """
+
+    image_encoder: Any
+    text_encoder: Any
+    mask_decoder: Any
 
     def __init__(self, architecture: Architecture, modules: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -42,13 +47,14 @@ class DeployNetwork(nn.Module):
         """Tokens (N, L) -> features by name."""
         return dict(zip(self.text_encoder.output_names, self.text_encoder(tokens), strict=True))
 
-    def decode(self, image: Features, sentence: Features) -> Tensor:
-        """Features of B images and B k sentences -> logits (B k, 1, S/4, S/4); sentence j belongs to image j // k."""
-        count = next(iter(sentence.values())).shape[0]
-        known = dict(sentence)
+    def decode(self, image: Features, text: Features) -> Tensor:
+        """Features of B images and B k prompts -> logits (B k, 1, S/4, S/4); prompt j belongs to image j // k."""
+        count = next(iter(text.values())).shape[0]
+        known = dict(text)
         for name, tensor in image.items():
             known[name] = tensor.repeat_interleave(count // tensor.shape[0], dim=0)
-        return self.mask_decoder(*(known[name] for name in self.mask_decoder.input_names))
+        logits: Tensor = self.mask_decoder(*(known[name] for name in self.mask_decoder.input_names))
+        return logits
 
     def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
         """(B, 3, S, S), (B k, L) -> (B k, 1, S/4, S/4)."""
@@ -62,7 +68,7 @@ class DeployNetwork(nn.Module):
 
 
 class Predictor:
-    """A network as `training.evaluate` asks it."""
+    """A deploy network as a predictor of `training.evaluate`."""
 
     runtime = "pytorch"
 

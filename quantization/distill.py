@@ -1,4 +1,4 @@
-"""Quantization-aware fine-tuning: the three modules together, taught by the float network and by the masks."""
+"""Quantization-aware fine-tuning of the three modules together, with the float network as teacher and the masks."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class DivergedError(CrisEdgeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the fine-tuning runs.
+    """Settings of the fine-tuning.
 
     Attributes:
         epochs: Passes over the data.
         steps: Optimizer steps; overrides `epochs`.
-        batch_size: Images of a step.
-        sentences: Sentences for each image.
-        learning_rate: Of weights, at the first step; falls to 0 along a cosine.
-        scale_rate: Of the quantizers' scales, relative to `learning_rate`.
-        mask_target: What the float network's logits learnt of the masks; `quantization.finetune` reads it from the
+        batch_size: Images per step.
+        sentences: Prompts per image.
+        learning_rate: Of the weights at the first step; decays to 0 along a cosine.
+        scale_rate: Learning rate of the quantizers' scales, relative to `learning_rate`.
+        mask_target: The masks that the float network was trained on; `quantization.finetune` reads it from the
             checkpoint.
-        mask_weight: Of the loss with the masks; the loss with the float network's probabilities has weight 1.
-        seed: Of order and sentences.
+        mask_weight: Weight of the loss with the masks; the loss with the teacher's probabilities has weight 1.
+        seed: Seed of the order and the choice of prompts.
         workers: Loader processes.
-        checkpoint_every: Steps between checkpoints from which a killed run continues.
+        checkpoint_every: Steps between the checkpoints from which a killed run resumes.
     """
 
     epochs: float = 1.0
@@ -69,27 +69,27 @@ class Settings:
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        """Check what would only fail much later."""
+        """Check the values before a long run depends on them."""
         for name in ("epochs", "batch_size", "sentences", "learning_rate", "checkpoint_every"):
             if getattr(self, name) <= 0:
-                raise OptionError(f"{name} is {getattr(self, name)}, but it must be above 0.")
+                raise OptionError(f"{name} is {getattr(self, name)}; expected a value above 0.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """All settings, ready for JSON."""
         return asdict(self)
 
 
 class Distillation:
-    """One fine-tuning, from a quantized network to a better one.
+    """One fine-tuning run of a quantized network.
 
     Args:
         student: Quantized; changed in place.
         teacher: The float network.
         source: Training data.
-        settings: How.
-        state: File from which a killed run continues, and which it writes; removed by who calls.
-        metrics: File to which a line of JSON is added now and then.
-        device: Where to train.
+        settings: Settings.
+        state: File from which a killed run resumes, written as it runs; the caller removes it.
+        metrics: JSON Lines file to which metrics are appended.
+        device: Device to train on.
 
     Raises:
         CheckpointError: `state` is damaged.
@@ -102,8 +102,8 @@ class Distillation:
         self.device = torch.device(device)
         self.student, self.teacher = student.to(self.device), teacher.to(self.device).eval()
         self.source, self.settings, self.state, self.metrics = source, settings, state, metrics
-        per_epoch = max(1, len(source) // settings.batch_size)
-        self.steps = settings.steps or max(1, round(settings.epochs * per_epoch))
+        self.per_epoch = max(1, len(source) // settings.batch_size)
+        self.steps = settings.steps or max(1, round(settings.epochs * self.per_epoch))
         self.step = 0
         self.optimizer = self._optimizer()
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -113,20 +113,20 @@ class Distillation:
             self._restore(state)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Adam over all weights but the table of words, of which a short run sees too few, and over the scales."""
+        """Adam over the scales and all weights except the token table, of which a short run sees too few rows."""
         scales = [quantizer.scale for quantizer in self.student.quantizers() if quantizer.enabled]
-        ids = {id(scale) for quantizer in self.student.quantizers() for scale in (quantizer.scale,)}
+        all_scales = {id(quantizer.scale) for quantizer in self.student.quantizers()}
         weights = []
         for name, parameter in self.student.named_parameters():
-            wanted = parameter.is_floating_point() and "token_embedding" not in name and id(parameter) not in ids
-            parameter.requires_grad_(wanted)
-            if wanted:
+            is_weight = parameter.is_floating_point() and id(parameter) not in all_scales
+            parameter.requires_grad_(is_weight and "token_embedding" not in name)
+            if parameter.requires_grad:
                 weights.append(parameter)
         for scale in scales:
             scale.requires_grad_(True)
         rate = self.settings.learning_rate
-        # A scale moves relative to itself: the largest steps are some thousandths of it.
         groups: list[dict[str, Any]] = [{"params": weights, "lr": rate}]
+        # A scale's learning rate is relative to the scale: its largest steps are some thousandths of it.
         groups += [
             {"params": [scale], "lr": rate * self.settings.scale_rate * float(scale.detach().abs().mean())}
             for scale in scales
@@ -134,22 +134,16 @@ class Distillation:
         return torch.optim.Adam(groups, betas=(0.9, 0.99))
 
     def run(self) -> Iterator[int]:
-        """Train; yield the step's number after each pass over the data, and at the end.
+        """Train; yields the step after each pass over the data and at the end.
 
         Raises:
             DivergedError: The loss is not finite.
             DataError: A sample cannot be used.
         """
-        settings = self.settings
-        per_epoch = max(1, len(self.source) // settings.batch_size)
         losses: list[float] = []
         began = time.perf_counter()
-        with (
-            tqdm(
-                total=self.steps, initial=self.step, desc="fine-tune", disable=None, unit="step", file=sys.stderr
-            ) as bar,
-            contextlib.closing(self._batches()) as stream,
-        ):
+        bar = tqdm(total=self.steps, initial=self.step, desc="fine-tune", disable=None, unit="step", file=sys.stderr)
+        with bar, contextlib.closing(self._batches()) as stream:
             for batch in stream:
                 loss = self._train_step(batch)
                 losses.append(loss)
@@ -157,36 +151,35 @@ class Distillation:
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}")
                 last = self.step == self.steps
-                if self.state is not None and (self.step % settings.checkpoint_every == 0 or last):
+                if self.state is not None and (self.step % self.settings.checkpoint_every == 0 or last):
                     self._save(self.state)
                 if self.step % 20 == 0 or last:
                     seconds = round(time.perf_counter() - began, 1)
                     self._write({"step": self.step, "loss": sum(losses) / len(losses), "seconds": seconds})
                     losses = []
-                if self.step % per_epoch == 0 or last:
+                if self.step % self.per_epoch == 0 or last:
                     yield self.step
 
     def _train_step(self, batch: Batch) -> float:
-        # Eval mode throughout: batch norm is folded, and there is no dropout to imitate.
+        # Eval mode throughout: batch norm is folded, and dropout plays no part in inference.
         batch = batch.to(self.device, torch.contiguous_format)
         with torch.no_grad():
             target = torch.sigmoid(self.teacher(batch.image, batch.tokens))
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.student(batch.image, batch.tokens)
-        loss = self.loss(logits, target, batch.mask)
+        loss = self.loss(self.student(batch.image, batch.tokens), target, batch.mask)
         if not torch.isfinite(loss.detach()):
             raise DivergedError(
-                f"the fine-tuning's loss is {float(loss.detach())} at step {self.step + 1}, with the samples "
+                f"The fine-tuning's loss is {float(loss.detach())} at step {self.step + 1}, with the samples "
                 f"{', '.join(batch.ids)}; try a lower --learning-rate."
             )
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
         self.optimizer.step()
         self.scheduler.step()
         return float(loss.detach())
 
     def loss(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Divergence from the teacher's probabilities, 0 at best, and the paper's loss with the masks."""
+        """Divergence from the teacher's probabilities (0 at best) plus the paper's loss with the masks."""
         distilled = F.binary_cross_entropy_with_logits(logits, target)
         least = F.binary_cross_entropy(target, target)
         own = centred(logits, self.settings.mask_target, THRESHOLD)
@@ -219,7 +212,7 @@ class Distillation:
         self.optimizer.load_state_dict(content["optimizer"])
         self.step = int(content["step"])
         self.scheduler.last_epoch = int(content["scheduler"])
-        logger.info("continuing the fine-tuning at step %d", self.step)
+        logger.info("resuming the fine-tuning at step %d", self.step)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.metrics is not None:

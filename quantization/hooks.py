@@ -1,4 +1,4 @@
-"""NNCF, loaded the way this project needs it: no telemetry, no compiler, no chatter."""
+"""NNCF without telemetry, compilation or progress bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cris_edge.errors import RuntimeMissingError
 
 
 class _Arithmetic:
-    """What NNCF's quantizers compute, in plain PyTorch: NNCF itself would compile C++ on first use, for a minute."""
+    """The arithmetic of NNCF's quantizers in plain PyTorch: NNCF would compile C++ on first use, for a minute."""
 
     @staticmethod
     def Quantize_forward(x: Tensor, low: Tensor, span: Tensor, levels: int) -> Tensor:
@@ -25,12 +25,12 @@ class _Arithmetic:
 
 
 def load() -> ModuleType:
-    """The module `nncf`.
+    """Import NNCF.
 
     Raises:
         RuntimeMissingError: It is not installed.
     """
-    # It reports its use over the network, except where it believes it is being tested.
+    # NNCF reports usage over the network unless it believes that it is being tested.
     os.environ.setdefault("NNCF_CI", "1")
     try:
         import nncf
@@ -39,19 +39,21 @@ def load() -> ModuleType:
         raise RuntimeMissingError(
             f'NNCF is not installed ({error.name} is missing); install it with pip install -e ".[quantize]".'
         ) from None
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function would set the level of others' handlers, too
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would change other loggers' handlers too
     for name in ("QuantizedFunctionsCPU", "QuantizedFunctionsCUDA"):
         if "_loaded_namespace" in vars(getattr(extensions, name, None) or object):
             getattr(extensions, name)._loaded_namespace = _Arithmetic
-    return nncf
+    module: ModuleType = nncf
+    return module
 
 
 def wrap(module: nn.Module) -> nn.Module:
-    """Make `module` run its hooks; done twice it is done once."""
+    """Make `module` run its hooks; wrapping it again changes nothing."""
     load()
     from nncf.torch.function_hook import wrap_model
 
-    return wrap_model(module)
+    wrapped: nn.Module = wrap_model(module)
+    return wrapped
 
 
 def hook_storage(module: nn.Module) -> Any:

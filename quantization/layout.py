@@ -1,7 +1,7 @@
-"""Where quantizers sit besides those that NNCF places, and which layers they belong to.
+"""Quantizers beyond those that NNCF places, and the layers that quantizers belong to.
 
-ONNX Runtime's integer convolution puts out integers, so every convolution needs a quantizer after it; OpenVINO adds in
-float before it quantizes. What is added here for ONNX Runtime alone is marked, and left out for OpenVINO.
+ONNX Runtime's integer convolution outputs integers, so every convolution needs a quantizer after it; OpenVINO adds in
+float before it quantizes. Quantizers that only ONNX Runtime needs are marked as added, and left out for OpenVINO.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from quantization.hooks import hook_storage, wrap
 from quantization.quantizers import FakeQuantizer, activation_quantizer, signed_quantizer
 
 LAYERS = ("conv2d", "linear", "embedding")  # calls with weights
-INTEGER = ("conv2d", "avg_pool2d", "cat")  # calls that OpenVINO, too, computes on integers
+INTEGER = ("conv2d", "avg_pool2d", "cat")  # calls that OpenVINO computes on integers too
+# calls that only move values
 MOVES = ("flatten", "unflatten", "transpose", "reshape", "permute", "cat", "stack", "__getitem__", "unsqueeze")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call in the run of a module.
+    """One function call in the forward pass of a module.
 
     Attributes:
-        name: As hooks name it: module path, function, and how often it was called before there.
+        name: Its name in hooks: module path, function, and index among the calls of that function there.
         function: Name of the function.
-        parameter: Name of the weight that it takes, if any.
-        consumers: Names of the calls that take its result, with the argument's position.
+        parameter: Name of its weight, if any.
+        consumers: Names of the calls that take its result, with the argument's index.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Call:
 
 
 def calls(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
-    """Every call that `module` makes for `inputs`, by name, in order."""
+    """The calls of `module` for `inputs`, by name, in order."""
     from nncf.torch.function_hook import build_graph
 
     bare = copy.deepcopy(module)
@@ -70,17 +71,17 @@ def calls(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Call]:
 
 @torch.no_grad()
 def complete(quantized: nn.Module, bare: nn.Module, samples: Sequence[Sequence[Tensor]]) -> None:
-    """Give every quantized convolution of `quantized` an output in integers.
+    """Give every quantized convolution of `quantized` an integer output.
 
-    A quantizer before one consumer of a ReLU is moved behind the ReLU, where all consumers see it; where a
-    convolution (and the ReLU after it) has none behind it, one is added with the range seen in `samples`. A
-    convolution whose result is the right operand of a product puts out integers for every runtime; what is added up
-    there meets a ReLU, so the range is that of the positive values: the negative ones may reach ten times as far.
+    A quantizer before one consumer of a ReLU moves behind the ReLU, where all consumers share it; a convolution (with
+    the ReLU after it) that has no quantizer behind it gets one, with the range seen in `samples`. A convolution whose
+    result is the right operand of a product outputs integers for every runtime. The sums of that product go into a
+    ReLU, so the range is that of the positive values; the negative ones may reach ten times as far.
 
     Args:
-        quantized: As NNCF left it, with our hooks.
-        bare: The same module before.
-        samples: Inputs to calibrate with.
+        quantized: The module from NNCF, with our hooks.
+        bare: The module before quantization.
+        samples: Calibration inputs.
     """
     storage = hook_storage(quantized)
     found = calls(bare, samples[0])
@@ -120,14 +121,14 @@ def _hoist(storage: Any, found: dict[str, Call]) -> None:
 
 
 def _after_relu(call: Call, found: dict[str, Call]) -> Call:
-    """The ReLU that alone takes the result of `call`, or the call itself."""
+    """The ReLU that is the only consumer of `call`, or the call itself."""
     if len(call.consumers) == 1 and found[call.consumers[0][0]].function == "relu":
         return found[call.consumers[0][0]]
     return call
 
 
 def _is_multiplied(call: Call, found: dict[str, Call]) -> bool:
-    """Whether the result of `call`, moved about at most, is the right operand of a product."""
+    """Whether the result of `call`, unchanged but for its layout, is the right operand of a product."""
     takers = [(found[name], port) for name, port in call.consumers]
     return any(
         (taker.function == "matmul" and port == 1) or (taker.function in MOVES and _is_multiplied(taker, found))
@@ -136,7 +137,7 @@ def _is_multiplied(call: Call, found: dict[str, Call]) -> bool:
 
 
 class _Recorder(nn.Module):
-    """The range of what passes."""
+    """Records the range of the values that pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,28 +149,27 @@ class _Recorder(nn.Module):
 
 
 def kept_in_float(found: dict[str, Call]) -> list[str]:
-    """Names of calls that cost next to nothing and that eight bits would hurt.
+    """Names of calls that cost next to nothing and would lose accuracy in 8 bits.
 
-    These are the sentence's constants of the projector (ten numbers) and the last product, which gives the logits; the
-    products with constant matrices beside them are exact, and `complete` sees to their operands.
+    These are the prompt's constants of the projector (ten numbers) and the last product, which gives the logits; the
+    products with constant matrices beside them are exact, and `complete` quantizes their operands.
     """
     products = [call.name for call in found.values() if call.function == "matmul"]
     small = [call.name for call in found.values() if call.parameter in ("bias.weight", "tap_bias.weight")]
     attention = [call.name for call in found.values() if call.function == "softmax"]
-    # Attention multiplies twice around each softmax, in order; what is left over is last.
+    # Attention multiplies twice around each softmax, in order; the products after those are the projector's.
     return small + products[2 * len(attention) :]
 
 
 def groups(module: nn.Module, bare: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[FakeQuantizer]]:
-    """The quantizers of a quantized module by the layers they belong to; each belongs to one group.
+    """Group the quantizers of a quantized module by block; each belongs to one group.
 
-    A quantizer of a weight belongs to its layer's block. One of an activation belongs to the block that takes the
-    activation; where several blocks take it, to the first.
+    A weight's quantizer belongs to its layer's block, an activation's to the first block that consumes it.
 
     Args:
         module: Quantized.
         bare: The same module without hooks.
-        inputs: What it is called with.
+        inputs: Example inputs.
     """
     storage, found = hook_storage(module), calls(bare, inputs)
     result: dict[str, list[FakeQuantizer]] = {}
@@ -181,8 +181,8 @@ def groups(module: nn.Module, bare: nn.Module, inputs: Sequence[Tensor]) -> dict
     return result
 
 
-def _group_of(place: str, found: dict[str, Call]) -> str:
-    kind, key, _ = place.split(".")
+def _group_of(hook: str, found: dict[str, Call]) -> str:
+    kind, key, _ = hook.split(".")
     name = key.rpartition("__")[0]
     if name not in found:
         return "input"
@@ -193,7 +193,7 @@ def _group_of(place: str, found: dict[str, Call]) -> str:
 
 
 def _takers(call: Call, found: dict[str, Call], depth: int = 8) -> Iterator[Call]:
-    """The layers that take what `call` gives, directly or moved about."""
+    """The layers that consume the result of `call`, directly or through calls without weights."""
     for name, _ in call.consumers:
         taker = found[name]
         if taker.parameter:
@@ -203,7 +203,7 @@ def _takers(call: Call, found: dict[str, Call], depth: int = 8) -> Iterator[Call
 
 
 def _owner(call: Call, found: dict[str, Call]) -> str:
-    """The parameter of the layer nearest before `call`."""
+    """The parameter of the last layer before `call`."""
     nearest = "input"
     for other in found.values():
         if other.parameter:

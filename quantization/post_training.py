@@ -1,4 +1,4 @@
-"""Post-training quantization of one deploy module by NNCF: where quantizers belong, and their ranges from samples."""
+"""Post-training quantization of one deploy module by NNCF, which places quantizers and calibrates their ranges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cris_edge.errors import ExportError, OptionError
+from cris_edge.errors import ExportError, OptionError, first_line
 from quantization.hooks import hook_storage, load
 from quantization.layout import Call, calls, complete, kept_in_float
 from quantization.quantizers import FakeQuantizer, Multiplier, quantizers
@@ -24,13 +24,13 @@ TARGETS = ("vnni", "any")
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """How NNCF quantizes.
+    """Settings of NNCF.
 
     Attributes:
-        smooth: SmoothQuant on the matrix products.
+        smooth: Apply SmoothQuant to the matrix products.
         preset: ``mixed``: activations with a zero point; ``performance``: symmetric activations.
-        target: ``vnni``: weights use all 8 bits; ``any``: 7 of them, for processors that add products of 8 bits in 16
-            (AVX2 and AVX-512 without VNNI) and would saturate.
+        target: ``vnni``: 8-bit weights; ``any``: 7-bit weights, for CPUs that add products of 8 bits in 16 bits (AVX2
+            and AVX-512 without VNNI) and would saturate.
     """
 
     smooth: bool = False
@@ -38,59 +38,52 @@ class Scheme:
     target: str = "vnni"
 
     def __post_init__(self) -> None:
-        """Check the names."""
+        """Check the values."""
         if self.preset not in PRESETS:
-            raise OptionError(f"The preset {self.preset!r} is unknown; choose {' or '.join(PRESETS)}.")
+            raise OptionError(f"Unknown preset {self.preset!r}; choose {' or '.join(PRESETS)}.")
         if self.target not in TARGETS:
-            raise OptionError(f"The target {self.target!r} is unknown; choose {' or '.join(TARGETS)}.")
+            raise OptionError(f"Unknown target {self.target!r}; choose {' or '.join(TARGETS)}.")
 
     def __str__(self) -> str:
         return f"{self.preset}, SmoothQuant {'on' if self.smooth else 'off'}, weights for {self.target}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """All settings, ready for JSON."""
         return asdict(self)
 
 
-def quantize_module(
-    module: nn.Module, samples: Sequence[Sequence[Tensor]], scheme: Scheme, ignored: Sequence[str] = ()
-) -> nn.Module:
-    """A quantized copy of `module`: its weights, smoothed and bias-corrected, and hooks that quantize.
+def quantize_module(module: nn.Module, samples: Sequence[Sequence[Tensor]], scheme: Scheme) -> nn.Module:
+    """Return a quantized copy of `module`: its weights, smoothed and bias-corrected, and hooks that quantize.
 
     Args:
         module: A deploy module, in eval mode.
-        samples: Inputs to calibrate with, each in the order of ``module.input_names``.
-        scheme: How.
-        ignored: Names of calls to leave in float (`quantization.layout.calls`), beside those of `kept_in_float`.
+        samples: Calibration inputs, each in the order of ``module.input_names``.
+        scheme: Settings of NNCF.
 
     Raises:
-        ExportError: NNCF refuses the module.
+        ExportError: NNCF cannot quantize the module.
         RuntimeMissingError: NNCF is not installed.
     """
     nncf = load()
     found = calls(module, samples[0])
     _require_known(module, found)
     advanced = nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.DISABLE,  # NNCF applies its own to few layers of a PyTorch module: `_seven_bits`
+        overflow_fix=nncf.OverflowFix.DISABLE,  # NNCF's reaches few layers of a PyTorch module; see `_seven_bits`
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=0.95 if scheme.smooth else -1),
     )
     try:
         with _quiet():
-            quantized = nncf.quantize(
+            quantized: nn.Module = nncf.quantize(
                 module,
                 nncf.Dataset(list(samples), tuple),
                 preset=nncf.QuantizationPreset(scheme.preset),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(samples),
-                ignored_scope=nncf.IgnoredScope(names=[*kept_in_float(found), *ignored], validate=False),
+                ignored_scope=nncf.IgnoredScope(names=kept_in_float(found), validate=False),
                 advanced_parameters=advanced,
             )
-    except Exception as error:  # NNCF has errors of its own and lets PyTorch's through
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(
-            f"NNCF cannot quantize {type(module).__name__}: {reason}; every layer must be one that it knows, such as "
-            "nn.Conv2d and nn.Linear."
-        ) from error
+    except Exception as error:  # NNCF's own errors have no common base, and PyTorch's pass through
+        raise _unsupported(f"{type(module).__name__}: {first_line(error)}") from error
     _adopt(quantized, module, samples[0])
     if scheme.target == "any":
         _seven_bits(quantized)
@@ -99,19 +92,20 @@ def quantize_module(
 
 
 def _require_known(module: nn.Module, found: Mapping[str, Call]) -> None:
-    """Refuse weights that no quantizable call takes: NNCF would leave them in float without a word."""
+    """Refuse weights that no quantizable call takes: NNCF would leave them in float silently."""
     taken = {call.parameter for call in found.values()}
     for name, parameter in module.named_parameters():
         if parameter.dim() > 1 and parameter.shape[1] > 1 and name not in taken:
             owner = module.get_submodule(name.rpartition(".")[0])
-            raise ExportError(
-                f"NNCF cannot quantize {type(owner).__name__} ({name}); every layer must be one that it knows, such as "
-                "nn.Conv2d and nn.Linear."
-            )
+            raise _unsupported(f"{type(owner).__name__} ({name})")
+
+
+def _unsupported(layer: str) -> ExportError:
+    return ExportError(f"NNCF cannot quantize {layer}; use layers that it supports, such as nn.Conv2d and nn.Linear.")
 
 
 def _adopt(module: nn.Module, bare: nn.Module, sample: Sequence[Tensor]) -> None:
-    """Replace NNCF's hooks by ours; a hook shared between places stays shared."""
+    """Replace NNCF's hooks with ours; a hook that several calls share stays shared."""
     storage = hook_storage(module)
     smoothed = _smoothed(module, bare, sample)
     ours: dict[nn.Module, nn.Module] = {}
@@ -120,8 +114,8 @@ def _adopt(module: nn.Module, bare: nn.Module, sample: Sequence[Tensor]) -> None
         if hook not in ours:
             ours[hook] = _converted(hook)
         getattr(storage, group)[key][number] = ours[hook]
-    # NNCF hangs the quantizer of smoothed activations on the product inside its own hook, a place that PyTorch's
-    # exporter passes by: here it follows the product in the same place.
+    # NNCF attaches the quantizer of smoothed activations to the product inside its own hook, which PyTorch's exporter
+    # skips; here it follows the product on the same call.
     for key in [key for key in storage.post_hooks if "pre_hook__" in key]:
         del storage.post_hooks[key]
     for key, quantizer in smoothed.items():
@@ -168,40 +162,27 @@ def _converted(hook: nn.Module) -> nn.Module:
     if isinstance(hook, SQMultiply):
         return Multiplier(hook.scale)
     if not isinstance(hook, BaseQuantizer):
-        raise ExportError(f"NNCF put a {type(hook).__name__} into the network, which this version cannot lower.")
+        raise ExportError(f"NNCF inserted a {type(hook).__name__}, which this version cannot lower.")
     low, high, scale, zero_point = hook.get_parameters_for_torch_fq()
     axis = int(np.argmax(hook.scale_shape)) if hook.per_channel else None
     if axis is None:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
-    # Only what has a sign of its own and one scale for each channel is a weight here.
+    # With this configuration only weights have one scale per channel.
     return FakeQuantizer(scale, zero_point, low, high, axis, weight=axis is not None)
 
 
 @torch.no_grad()
 def _seven_bits(module: nn.Module) -> None:
-    """Halve the range of all weights that are multiplied: two products of 8 and 7 bits fit into 16 bits."""
-    for place, hook in quantizers(module):
-        if hook.weight and "/embedding/" not in place:
+    """Halve the range of all weights in products: two products of 8 and 7 bits fit into 16 bits."""
+    for name, hook in quantizers(module):
+        if hook.weight and "/embedding/" not in name:
             hook.scale.mul_(hook.high / 63)
             hook.low, hook.high = -63, 63
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep NNCF's progress bars off stdout, and warnings about its own calls of PyTorch to itself."""
+    """Suppress NNCF's progress bars on stdout, and warnings about its own calls of PyTorch."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def sample_inputs(module: Any, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The tensors that `module` takes, in its order."""
-    return tuple(tensors[name] for name in module.input_names)
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Whether `module` carries quantizers."""
-    return any(isinstance(part, FakeQuantizer) for part in module.modules())
-
-
-__all__ = ["PRESETS", "TARGETS", "Scheme", "is_quantized", "quantize_module", "sample_inputs"]

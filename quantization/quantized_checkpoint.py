@@ -1,4 +1,4 @@
-"""The quantized checkpoint: tensors and plain containers from which the three quantized modules are rebuilt."""
+"""The quantized checkpoint: tensors and plain containers that rebuild the three quantized modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cris_edge.errors import CheckpointError
+from cris_edge.errors import CheckpointError, first_line
 from quantization.deploy_network import DeployNetwork
 from quantization.quantizers import describe, place
 from training.checkpoint import load_model, read_checkpoint, recorded, write_atomically
@@ -18,11 +18,11 @@ from training.model.deploy import Resolution
 
 FORMAT = "cris-edge-quantized"
 VERSION = 2  # 1: the projector's convolutions at full resolution
-OWN = ("format", "version", "graphs", "resolution")  # keys of the file that are not told to who loads it
+OWN = ("format", "version", "graphs", "resolution")  # keys that `load_quantized` does not return
 
 
 def save_quantized(path: str | os.PathLike[str], network: DeployNetwork, **extra: Any) -> None:
-    """Write a quantized network whole or not at all; `extra` is plain containers and tensors."""
+    """Write a quantized network atomically, with `extra` as plain containers and tensors."""
     graphs = {
         name: {
             "hooks": describe(module),
@@ -35,10 +35,10 @@ def save_quantized(path: str | os.PathLike[str], network: DeployNetwork, **extra
 
 
 def load_quantized(path: str | os.PathLike[str]) -> tuple[DeployNetwork, dict[str, Any]]:
-    """The network, in eval mode, and everything that was saved beside it.
+    """Load the network, in eval mode, and the `extra` that was saved with it.
 
     Raises:
-        CheckpointError: The file is no quantized checkpoint, or of a newer version.
+        CheckpointError: The file is not a quantized checkpoint, is damaged, or has a newer version.
     """
     content = read_checkpoint(path)
     if content.get("format") != FORMAT:
@@ -47,7 +47,7 @@ def load_quantized(path: str | os.PathLike[str]) -> tuple[DeployNetwork, dict[st
         )
     if content.get("version", 0) > VERSION:
         raise CheckpointError(
-            f"{path} is of version {content['version']}, and this version reads up to {VERSION}; update CRIS Edge."
+            f"{path} has version {content['version']}, and this release reads up to {VERSION}; update CRIS Edge."
         )
     try:
         architecture = Architecture.from_dict(content["architecture"])
@@ -56,32 +56,33 @@ def load_quantized(path: str | os.PathLike[str]) -> tuple[DeployNetwork, dict[st
             place(module, content["graphs"][name]["hooks"])
             module.load_state_dict(content["graphs"][name]["state"])
     except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or of another build ({reason}); quantize again.") from error
+        raise CheckpointError(
+            f"{path} is damaged or of another build ({first_line(error)}); quantize again."
+        ) from error
     return network.eval(), {key: value for key, value in content.items() if key not in OWN}
 
 
 def is_quantized(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's content is a quantized network."""
+    """Whether the content of a checkpoint is a quantized network."""
     return content.get("format") == FORMAT
 
 
 def load_float(path: Path, **given: int | None) -> tuple[DeployNetwork, dict[str, Any]]:
-    """The deployed network of a float checkpoint, and what it says about itself.
+    """Load a float checkpoint as a deployed network, with the checkpoint's own description.
 
     Raises:
-        CheckpointError: It is no CRIS checkpoint, or is quantized already.
+        CheckpointError: It is not a CRIS checkpoint, or is quantized already.
     """
     content = read_checkpoint(path)
     if is_quantized(content):
         raise CheckpointError(
-            f"{path} is quantized already; give the float checkpoint that it was made from (--checkpoint)."
+            f"{path} is quantized already; pass the float checkpoint that it was made from (--checkpoint)."
         )
     model = load_model(path, **given)
     return deploy(model), recorded(content)
 
 
 def deploy(model: CRIS, resolution: Resolution = "half") -> DeployNetwork:
-    """The three deploy modules of a CRIS as a network in eval mode, in the form that is fastest in integers."""
+    """Deploy a CRIS as a network in eval mode, by default in the form that is fastest in int8."""
     with torch.no_grad():
         return DeployNetwork(model.architecture, model.eval().deploy(resolution=resolution)).eval()

@@ -1,8 +1,8 @@
-"""Fake quantizers: what int8 does to a tensor, in float arithmetic, and where in a module they sit.
+"""Fake quantizers, int8 rounding in float arithmetic, and the function calls of a module that they are attached to.
 
-NNCF decides where quantizers belong and hangs them on the calls of a module (its function hooks). Its own quantizers
-are replaced here by ones that compute what ONNX's QuantizeLinear and DequantizeLinear compute, so that the numbers in
-a checkpoint are the numbers in the exported graph, and that need no compiler on the machine that trains.
+NNCF decides where quantizers belong and attaches them to the calls of a module (its function hooks). These classes
+replace its own: they compute ONNX's QuantizeLinear and DequantizeLinear, so that a checkpoint holds the numbers of the
+exported graph, and they need no compiler on the training machine.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class FakeQuantizer(nn.Module):
     """``(clip(round(x / scale) + zero_point, low, high) - zero_point) * scale``.
 
     Attributes:
-        scale: () or, one for each slice along `axis`, (C,) float32; learnt in fine-tuning (Esser et al.,
-            arXiv 1902.08153).
-        zero_point: of the same shape, int32.
-        low: Lowest quantized value; `high` the highest.
-        axis: Dimension with a scale of its own; None for one scale.
+        scale: () or, one per slice along `axis`, (C,) float32; learned in fine-tuning (Esser et al., arXiv 1902.08153).
+        zero_point: Same shape, int32.
+        low: Lowest quantized value.
+        high: Highest quantized value.
+        axis: Dimension with one scale per slice; None for a single scale.
         weight: Whether it quantizes a constant.
-        added: Whether it was added for runtimes whose convolutions put out integers only (see `quantization.layout`).
-        enabled: Whether it does anything.
+        added: Whether only runtimes whose convolutions output integers need it (see `quantization.layout`).
+        enabled: False makes it the identity.
     """
 
     scale: nn.Parameter
@@ -65,22 +65,23 @@ class FakeQuantizer(nn.Module):
         return torch.fake_quantize_per_channel_affine(x, scale, self.zero_point, self.axis, self.low, self.high)
 
     def _learn(self, x: Tensor) -> Tensor:
-        """The same with gradients: straight through the rounding, and to the scale as in LSQ."""
+        """The same function with gradients: straight-through for the rounding, LSQ's for the scale."""
         shape = [1] * x.dim()
         if self.axis is not None:
             shape[self.axis] = -1
         slices = 1 if self.axis is None else x.shape[self.axis]
-        # LSQ's balance: without it the step of the scale would grow with the number of values that share it.
+        # LSQ's gradient scale: without it the scale's step would grow with the number of values that share it.
         balance = (x.numel() / slices * self.high) ** -0.5
         scale = (self.scale - self.scale.detach()) * balance + self.scale.detach()
         scale = scale.abs().clamp(min=1e-8).reshape(shape)
         zero_point = self.zero_point.reshape(shape)
         level = torch.clamp(x / scale + zero_point, self.low, self.high)
         level = level + (torch.round(level) - level).detach()
-        return (level - zero_point) * scale
+        quantized: Tensor = (level - zero_point) * scale
+        return quantized
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the tensors, in plain values."""
+        """Everything but the tensors, in plain containers."""
         return {
             "kind": "quantizer",
             "channels": self.scale.numel() if self.axis is not None else None,
@@ -89,7 +90,7 @@ class FakeQuantizer(nn.Module):
 
 
 class Multiplier(nn.Module):
-    """SmoothQuant's factors (Xiao et al., arXiv 2211.10438): activations times these, weights divided by them."""
+    """SmoothQuant's factors (Xiao et al., arXiv 2211.10438): activations are multiplied, weights divided by them."""
 
     factors: Tensor
 
@@ -99,10 +100,10 @@ class Multiplier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any float tensor -> the same shape."""
-        return torch.mul(x, self.factors)  # by this name: hooks on the product carry it in theirs
+        return torch.mul(x, self.factors)  # not `*`: the names of hooks on the product contain the function's name
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the tensors, in plain values."""
+        """Everything but the tensors, in plain containers."""
         return {"kind": "multiplier", "shape": list(self.factors.shape)}
 
 
@@ -110,7 +111,7 @@ Hook = FakeQuantizer | Multiplier
 
 
 def hooks(module: nn.Module) -> Iterator[tuple[str, Hook]]:
-    """Every hook of a quantized module with its place, each once."""
+    """Every hook of a quantized module with its name, each once."""
     for name, hook in hook_storage(module).named_hooks():
         if isinstance(hook, (FakeQuantizer, Multiplier)):
             yield name, hook
@@ -124,18 +125,18 @@ def quantizers(module: nn.Module) -> Iterator[tuple[str, FakeQuantizer]]:
 
 
 def describe(module: nn.Module) -> list[dict[str, Any]]:
-    """Where the hooks of `module` sit and what they are, in plain values; `place` is the inverse."""
-    places: dict[nn.Module, list[str]] = {}
+    """Describe the hooks of `module` and their names in plain containers; the inverse of `place`."""
+    names: dict[Hook, list[str]] = {}
     for name, hook in hook_storage(module).named_hooks(remove_duplicate=False):
-        places.setdefault(hook, []).append(name)
-    return [{"places": names, **hook.describe()} for hook, names in places.items()]  # type: ignore[operator]
+        names.setdefault(hook, []).append(name)
+    return [{"places": found, **hook.describe()} for hook, found in names.items()]
 
 
 def place(module: nn.Module, description: Sequence[Mapping[str, Any]]) -> nn.Module:
-    """Hang hooks on `module` as `describe` told; their tensors come with ``load_state_dict``.
+    """Attach the hooks that `describe` described to `module`; ``load_state_dict`` loads their tensors.
 
     Raises:
-        CheckpointError: The description is not one.
+        CheckpointError: The description is damaged.
     """
     wrap(module)
     storage = hook_storage(module)
@@ -169,12 +170,12 @@ def _build(entry: Mapping[str, Any]) -> Hook:
 
 
 def signed_quantizer(high: float) -> FakeQuantizer:
-    """A symmetric 8-bit quantizer for values from `-high` to `high`, as right operands of products must have."""
+    """A symmetric 8-bit quantizer for values from `-high` to `high`, the kind that right operands of products need."""
     return FakeQuantizer(torch.tensor(max(high, 127e-8) / 127), torch.tensor(0), -128, 127, None, weight=False)
 
 
 def activation_quantizer(low: float, high: float, *, added: bool = False) -> FakeQuantizer:
-    """An unsigned 8-bit quantizer for values from `low` to `high`; the range is widened to contain 0, exactly."""
+    """An unsigned 8-bit quantizer for values from `low` to `high`; the range is widened to contain 0."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max((high - low) / 255, 1e-8)
     return FakeQuantizer(

@@ -1,13 +1,11 @@
-"""What each group of layers loses when it alone is quantized: a table, a bar chart, the order to spare layers in.
+"""``python -m quantization.sensitivity``: the effect of quantizing each group of layers alone, as a table and a chart.
 
-``python -m quantization.sensitivity --checkpoint QUANTIZED --data FILE.jsonl --output DIR`` measures a checkpoint that
-`quantization.finetune` wrote.
+Measures a checkpoint that `quantization.finetune` wrote, whose second stage leaves the most sensitive groups in float.
 """
 
 from __future__ import annotations
 
 import csv
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +28,6 @@ from quantization.layout import groups
 from quantization.quantizers import FakeQuantizer
 from training.data.samples import Example, Source
 
-logger = logging.getLogger("cris_edge.quantization")
-
 Groups = dict[str, list[FakeQuantizer]]
 
 
@@ -41,15 +37,15 @@ class Row:
 
     Attributes:
         group: Graph and block, such as ``mask_decoder/layers.1``.
-        quantizers: How many it has.
-        change: 1 minus the mean IoU between the masks with this group quantized and those with none, in percent.
-        drop: Lost mIoU, in points; None without labels.
+        quantizers: Number of its quantizers.
+        change: 1 minus the mean IoU of the masks with only this group quantized and those in float, in percent.
+        drop: Drop in mIoU, in points.
     """
 
     group: str
     quantizers: int
     change: float
-    drop: float | None
+    drop: float
 
 
 @dataclass
@@ -63,7 +59,7 @@ class _Case:
 
 
 def grouped(network: DeployNetwork, bare: DeployNetwork) -> Groups:
-    """The quantizers of `network` by graph and block; `bare` is the same network in float."""
+    """Group the quantizers of `network` by graph and block; `bare` is the same network in float."""
     architecture = network.architecture
     image = torch.zeros(1, 3, architecture.input_size, architecture.input_size)
     tokens = torch.ones(1, architecture.word_len, dtype=torch.int64)
@@ -71,7 +67,7 @@ def grouped(network: DeployNetwork, bare: DeployNetwork) -> Groups:
         known = {"image": image, "tokens": tokens, **bare.encode_image(image), **bare.encode_text(tokens)}
     found: Groups = {}
     for name, module in network.graphs.items():
-        plain = bare.graphs[name]
+        plain: Any = bare.graphs[name]
         inputs = [known[tensor] for tensor in plain.input_names]
         for block, members in groups(module, plain, inputs).items():
             found[f"{name}/{block}"] = members
@@ -80,7 +76,7 @@ def grouped(network: DeployNetwork, bare: DeployNetwork) -> Groups:
 
 @contextmanager
 def only(every: Groups, enabled: Sequence[str]) -> Iterator[None]:
-    """Quantize the `enabled` groups alone, of those quantizers that were enabled."""
+    """Quantize only the `enabled` groups; quantizers that were disabled stay so."""
     before = {quantizer: quantizer.enabled for members in every.values() for quantizer in members}
     try:
         for group, members in every.items():
@@ -93,32 +89,27 @@ def only(every: Groups, enabled: Sequence[str]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def measure(
-    network: DeployNetwork, every: Groups, source: Source, *, limit: int = 32, labelled: bool = True
-) -> list[Row]:
-    """The rows of all groups, the most sensitive first.
+def measure(network: DeployNetwork, every: Groups, source: Source, *, limit: int = 32) -> list[Row]:
+    """Measure all groups; returns the most sensitive first.
 
-    Masks change long before mIoU, the mean of few and rough numbers, tells one group from another, so the order is by
-    the change of masks; the drop stands beside it.
+    The order is by the change of masks: mIoU, the mean of few and coarse numbers, separates groups much later.
 
     Args:
         network: Quantized.
         every: Its groups (`grouped`).
-        source: Images and sentences.
-        limit: Images used, spread evenly.
-        labelled: Whether to measure the drop too.
+        source: Labelled images and prompts.
+        limit: Number of images, evenly spaced in the source.
     """
     indices = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
     with only(every, ()):
         cases = [_case(network, source, int(index)) for index in indices]
-        before = _accuracy(cases, [case.logits for case in cases]) if labelled else None
+        before = _accuracy(cases, [case.logits for case in cases])
     rows = []
     for group, members in tqdm(every.items(), desc="sensitivity", disable=None, unit="group", file=sys.stderr):
         with only(every, (group,)):
             logits = [_run(network, case, group.partition("/")[0]) for case in cases]
         change = 100 * (1 - float(np.mean([_agreement(a, case.logits) for a, case in zip(logits, cases, strict=True)])))
-        drop = None if before is None else before - _accuracy(cases, logits)
-        rows.append(Row(group, len(members), change, drop))
+        rows.append(Row(group, len(members), change, before - _accuracy(cases, logits)))
     return sorted(rows, key=lambda row: row.change, reverse=True)
 
 
@@ -133,13 +124,13 @@ def _case(network: DeployNetwork, source: Source, index: int) -> _Case:
 
 
 def _run(network: DeployNetwork, case: _Case, graph: str) -> Tensor:
-    """The logits, with what does not depend on `graph` taken from the run in float."""
-    image, sentence = case.features
+    """The logits; features that do not depend on `graph` are taken from the run in float."""
+    image, text = case.features
     if graph == "image_encoder":
         image = network.encode_image(case.image)
     if graph == "text_encoder":
-        sentence = network.encode_text(case.tokens)
-    return network.decode(image, sentence)
+        text = network.encode_text(case.tokens)
+    return network.decode(image, text)
 
 
 def _agreement(found: Tensor, expected: Tensor) -> float:
@@ -164,19 +155,18 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["group", "quantizers", "mask_change_percent", "miou_drop_points"])
         for row in rows:
-            drop = "" if row.drop is None else f"{row.drop:.3f}"
-            writer.writerow([row.group, row.quantizers, f"{row.change:.3f}", drop])
+            writer.writerow([row.group, row.quantizers, f"{row.change:.3f}", f"{row.drop:.3f}"])
 
 
 def write_chart(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Draw the rows as horizontal bars (PNG or SVG, by the path's suffix)."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    """Plot the rows as horizontal bars (PNG or SVG, by the path's suffix)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     colours = {"image_encoder": "#4477aa", "text_encoder": "#ccbb44", "mask_decoder": "#aa3377"}
-    figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.22 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7, 0.8 + 0.22 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
     axes.barh(
         [row.group for row in rows],
         [row.change for row in rows],
@@ -189,7 +179,6 @@ def write_chart(rows: Sequence[Row], path: Path, title: str) -> None:
     axes.margins(y=0.01)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
 @click.command(help=__doc__)
@@ -198,7 +187,7 @@ def write_chart(rows: Sequence[Row], path: Path, title: str) -> None:
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the table and the chart.")
 @click.option("--images", type=click.IntRange(1), default=32, show_default=True, help="Images to measure on.")
 def main(checkpoint: Path, data: str, output: Path, images: int) -> None:
-    """Measure and write."""
+    """Run the command line."""
     from quantization.quantized_checkpoint import deploy, load_quantized
     from training.data.samples import open_source
     from training.model import CRIS
@@ -214,8 +203,7 @@ def main(checkpoint: Path, data: str, output: Path, images: int) -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     for row in rows[:10]:
-        drop = "" if row.drop is None else f"  {row.drop:+.2f} points"
-        click.echo(f"{row.group:40} {row.change:6.2f} %{drop}", err=True)
+        click.echo(f"{row.group:40} {row.change:6.2f} %  {row.drop:+.2f} points", err=True)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_a_float_checkpoint_is_no_quantized_one(checkpoint: Path) -> None:
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again(int8_file: Path) -> None:
-    with pytest.raises(CheckpointError, match="is quantized already; give the float checkpoint"):
+    with pytest.raises(CheckpointError, match="is quantized already; pass the float checkpoint"):
         load_float(int8_file)
 
 
