@@ -171,7 +171,7 @@ def to_text(found: harness.Document, markdown: bool = False) -> str:
 )
 @click.option("--sentences", "prompts", type=click.IntRange(min=1), default=1, show_default=True, help="Per image.")
 @click.option("--device", default="emulator", show_default=True, help="emulator or NPU.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
+@harness.written
 def main(
     bundle: Path,
     checkpoint: Path | None,
@@ -180,6 +180,7 @@ def main(
     prompts: int,
     device: str,
     output: Path | None,
+    markdown: bool,
 ) -> None:
     """Run the command line."""
 
@@ -197,7 +198,7 @@ def main(
         rows = measure([*predictors, Simulated(bundle), npu], data, prompts, npu.threshold)
         return {"data": data, "bundles": [opened], "rows": rows}
 
-    harness.conclude(measured, to_text, output=output, markdown=False)
+    harness.conclude(measured, to_text, output=output, markdown=markdown)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,20 @@ def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
     return add
 
 
+written = together(
+    click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write."),
+    click.option("--markdown", is_flag=True, help="Print Markdown tables."),
+)
+"""The options of `conclude`."""
+
+
 def options(*, seconds: float, runs: int = 50) -> Callable[[Command], Command]:
     """The options of commands that measure in interleaved rounds; `seconds` and `runs` are their defaults."""
     return together(
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each.  [default: physical cores]"),
         click.option("--runs", default=runs, show_default=True, help="Minimum number of runs of each."),
         click.option("--seconds", default=seconds, show_default=True, help="Approximate time for each."),
-        click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write."),
-        click.option("--markdown", is_flag=True, help="Print Markdown tables."),
+        written,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from benchmarks import family, latency, roofline, steps
+from benchmarks import family, latency, roofline, serving, steps
 from benchmarks.harness import RESULTS, Document
 from benchmarks.provenance import PREVIOUS, default_digests, is_previous
 from cris_edge.benchmark.results import CaseReport, Report
@@ -34,6 +34,8 @@ def to_text(found: Document) -> str:
         text = roofline.to_text(found, markdown=True)
     elif "cases" in found:
         text = _report(found).to_text(markdown=True)
+    elif "loads" in found:
+        text = serving.to_text(found, markdown=True)
     else:
         text = steps.to_text(found, markdown=True)
     if is_previous(found):

@@ -25,7 +25,9 @@ from urllib.request import Request, urlopen
 import click
 
 from benchmarks import harness
+from benchmarks.provenance import bundle_record
 from cris_edge.benchmark.results import device, load_average, table
+from cris_edge.bundle import default_model
 from cris_edge.errors import OptionError, RuntimeFailure
 
 PROMPTS = ("the red mug", "the white mug", "the bowl", "the hat on the right")
@@ -217,19 +219,20 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, server(model, runtime, threads, max(CLIENTS)) as (pid, url):
         for kind in ("whole", "kept"):
             for clients in CLIENTS:
-                harness.tell(f"{kind}, {clients} clients")
+                harness.progress(f"{kind}, {clients} clients")
                 rows.append(load(pid, url, kind, clients, seconds, image, Path(folder)))
     alone.append(in_process(model, runtime, threads, image, min(seconds, 10)))
     crowded = None
     if overload:
         with tempfile.TemporaryDirectory() as folder, server(model, runtime, threads, 16) as (pid, url):
-            harness.tell(f"overload, {overload:.0f} seconds")
+            harness.progress(f"overload, {overload:.0f} seconds")
             crowded = load(pid, url, "whole", max(CLIENTS), overload, image, Path(folder))
     sdk = {kind: min(one[kind] for one in alone) for kind in ("whole", "kept")}
     return {
         "machine": device(),
         "load_before": before,
         "model": model or "default",
+        "bundles": [bundle_record(Path(model) if model else default_model())],
         "runtime": runtime,
         "client": subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split(" Copyright")[
             0
@@ -293,8 +296,7 @@ def main(
     """Measure the service under load."""
     harness.conclude(
         lambda: measure(model, runtime, threads, image, seconds, overload),
-        to_dict=lambda found: found,
-        to_text=to_text,
+        to_text,
         output=output,
         markdown=markdown,
     )
