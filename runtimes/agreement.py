@@ -1,7 +1,7 @@
-"""``python -m runtimes.agreement``: does a bundle give PyTorch's masks on photos, at their original resolution?
+"""``python -m runtimes.agreement``: compare a bundle's logits and masks with PyTorch's on labelled data.
 
-Export compares logits on a few probes; this follows labelled data all the way to the mask, through the SDK, in each
-runtime, in float32 and in the precision that the runtime chooses, and says how far logits and masks are apart.
+Export compares logits on a few probes; this compares masks on the original images, through the SDK, in each runtime, in
+float32 and in the precision that the runtime chooses.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from training.evaluate import BundlePredictor, Predictor, TorchPredictor
 
 @dataclass(frozen=True)
 class Agreement:
-    """One runtime beside PyTorch.
+    """A runtime compared with PyTorch.
 
     Attributes:
-        runtime: its name.
-        precision: what it really computed in.
-        sentences: how many were compared.
-        logit_scale: largest absolute logit of PyTorch.
-        logit_difference: largest absolute difference of a logit.
-        mean_logit_difference: the mean of it over all pixels.
-        foreground: PyTorch's share of mask pixels, mean over the sentences; near 0 or 1 the comparison says little.
-        mask_iou: mean over the sentences of the IoU with PyTorch's mask on the original image.
-        worst_mask_iou: the smallest of these.
+        runtime: Its name.
+        precision: Precision that it computed in.
+        sentences: Number of prompts compared.
+        logit_scale: Largest absolute logit of PyTorch.
+        logit_difference: Largest absolute difference of a logit.
+        mean_logit_difference: Mean absolute difference of logits.
+        foreground: PyTorch's mean share of mask pixels; near 0 or 1 the comparison means little.
+        mask_iou: Mean over the prompts of the IoU with PyTorch's mask on the original image.
+        worst_mask_iou: The smallest of these.
     """
 
     runtime: str
@@ -61,7 +61,7 @@ class Agreement:
 def compare(
     reference: Predictor, others: Sequence[Predictor], source: Source, *, threshold: float, limit: int | None = None
 ) -> list[Agreement]:
-    """Ask all of them the same: every sentence of the first `limit` examples of `source`."""
+    """Compare predictors with a reference on every prompt of the first `limit` examples of `source`."""
     count = len(source) if limit is None else min(limit, len(source))
     tokenizer = Tokenizer()
     scale, foreground = 0.0, []
@@ -100,7 +100,7 @@ def compare(
 
 
 def predictors(bundle: Path) -> list[BundlePredictor]:
-    """Each runtime of a bundle in float32 and, where that is another one, in the precision of its own choice."""
+    """Return each runtime of a bundle in float32 and, if it differs, in the precision that it chooses."""
     found = []
     for runtime in [name for name in Bundle.open(bundle).manifest.runtimes if name in registry.available()]:
         forced = BundlePredictor(bundle, runtime, precision="float32")
@@ -112,7 +112,7 @@ def predictors(bundle: Path) -> list[BundlePredictor]:
 def references(
     checkpoint: Path, others: Sequence[BundlePredictor]
 ) -> Iterator[tuple[Predictor, Sequence[BundlePredictor]]]:
-    """PyTorch with the predictors to hold against it; of a quantized checkpoint, each runtime has a form of its own."""
+    """Yield PyTorch with the predictors to compare; for a quantized checkpoint, in the form of each runtime."""
     if not is_quantized(read_checkpoint(checkpoint)):
         yield TorchPredictor(load_model(checkpoint)), others
         return
@@ -123,13 +123,13 @@ def references(
 
 
 @click.command(help=__doc__)
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="What the bundle was exported from.")
-@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="The model folder.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="Checkpoint behind the bundle.")
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Bundle to compare.")
 @click.option("--data", required=True, help="FILE.jsonl, or scenes:SPLIT:LENGTH:SEED.")
-@click.option("--limit", type=click.IntRange(min=1), help="Images, from the first.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@click.option("--limit", type=click.IntRange(min=1), help="Number of images, from the first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 def main(checkpoint: Path, bundle: Path, data: str, limit: int | None, as_json: bool) -> None:
-    """Print a row for each runtime and precision."""
+    """Compare, and print a row for each runtime and precision."""
     try:
         others = predictors(bundle)
         source = open_source(data, by_image=True)

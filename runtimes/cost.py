@@ -1,4 +1,4 @@
-"""How much a graph computes: multiply-accumulates, counted from the ONNX graph itself."""
+"""Multiply-accumulates of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from cris_edge.errors import ExportError
 
 Shape = tuple[int, ...]
 
-# Where each operator's left operand, right operand and (a convolution's) kernel are among its inputs.
+# Input index of a convolution's kernel, or of a matrix product's left operand.
 CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
 TRANSPOSED = {"ConvTranspose": 1}
 PRODUCTS = {"MatMul": 0, "MatMulInteger": 0, "QLinearMatMul": 0, "Gemm": 0}
 
 
 def multiply_accumulates(model: onnx.ModelProto) -> int:
-    """Multiply-accumulates of one run of `model` (convolutions and matrix products; the rest is not counted)."""
+    """Return the multiply-accumulates of one run: convolutions and matrix products."""
     return sum(by_operator(model).values())
 
 
 def by_operator(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates of each kind of operator, largest first; the keys are ONNX operator names.
+    """Return the multiply-accumulates by ONNX operator, largest first.
 
-    Shapes are inferred where the file does not give them, so the graph must be static. Quantized graphs count the
-    same: Quantize and Dequantize nodes cost nothing here.
+    Missing shapes are inferred, so the graph must be static. Quantize and dequantize nodes count as nothing.
 
     Raises:
-        ExportError: A shape that is needed is not known.
+        ExportError: A shape is unknown.
     """
     shapes = _shapes(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
     counts: Counter[str] = Counter()
@@ -47,7 +46,7 @@ def by_operator(model: onnx.ModelProto) -> dict[str, int]:
             depth = left[-2] if transposed else left[-1]
             counts[node.op_type] += prod(_shape(shapes, node, node.output[0])) * depth
         elif node.op_type == "Einsum":
-            raise ExportError(f"The node {node.name} is an Einsum, whose operations are not counted; use a MatMul.")
+            raise ExportError(f"The node {node.name} is an Einsum, whose cost cannot be counted; use a MatMul.")
     return dict(counts.most_common())
 
 
@@ -65,6 +64,5 @@ def _shape(shapes: Mapping[str, Shape], node: onnx.NodeProto, tensor: str) -> Sh
         return shapes[tensor]
     except KeyError:
         raise ExportError(
-            f"The shape of {tensor}, at the node {node.name} ({node.op_type}) of the graph, is not fixed; export with "
-            "static shapes."
+            f"The shape of {tensor} at the node {node.name} ({node.op_type}) is dynamic; export with static shapes."
         ) from None

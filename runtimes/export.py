@@ -171,7 +171,7 @@ def _prepare(
     copyfile(default_model() / "tokenizer.json", folder / "tokenizer.json")
     sizes = model.architecture
     probes = draw(sizes.input_size, sizes.word_len, Tokenizer(folder / "tokenizer.json"), _photos(source))
-    largest = max(int(tokens.max()) for _, tokens in probes.sentences)
+    largest = max(int(tokens.max()) for _, tokens in probes.prompts)
     if largest >= sizes.vocab_size:
         raise ExportError(
             f"{checkpoint} has a table of {sizes.vocab_size} tokens, and CLIP's tokenizer gives ids up to {largest}: "
@@ -203,7 +203,7 @@ def _run_pytorch(job: Job, targets: Sequence[Target], progress: Progress) -> lis
     for form in dict.fromkeys([target.form for target in targets if target.form] or FORMS[:1]):
         job.references[form], found = job.model.reference(job.probes, form)
         rows += found
-    job.examples |= example_inputs(job.model.modules, job.probes.images[0][1], job.probes.sentences[0][1])
+    job.examples |= example_inputs(job.model.modules, job.probes.images[0][1], job.probes.prompts[0][1])
     return rows
 
 
@@ -226,7 +226,7 @@ def _golden(job: Job, targets: Sequence[Target]) -> dict[str, Array]:
     logits = {f"logits_{target.name}": target.golden_logits(job) for target in targets}
     return {
         "image": probes.golden_images,
-        "tokens": np.concatenate([probes.sentences[text][1] for _, text in probes.pairs[:count]]),
+        "tokens": np.concatenate([probes.prompts[text][1] for _, text in probes.pairs[:count]]),
         "logits": np.concatenate(next(iter(job.references.values())).logits[:count]),
         "truth": probes.golden_truth,
         **{name: values for name, values in logits.items() if values is not None},

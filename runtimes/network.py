@@ -1,4 +1,4 @@
-"""The three graphs as one network, whoever runs them: PyTorch's modules, or a runtime's compiled files."""
+"""The three graphs as one network, run by PyTorch's modules or by a runtime's compiled files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Network:
         self._graphs = dict(graphs)
 
     def close(self) -> None:
-        """Let go of the graphs, so that a runtime can free them; the network is not used after it."""
+        """Drop the graphs, so that a runtime can free them."""
         self._graphs.clear()
 
     def encode_image(self, image: Array) -> Tensors:
@@ -75,7 +75,7 @@ class Network:
         return self._graphs["image_encoder"]({"image": image})
 
     def encode_text(self, tokens: Array) -> Tensors:
-        """Tokens (1, L) int64 -> the sentence's features by name."""
+        """Tokens (1, L) int64 -> the text features by name."""
         return self._graphs["text_encoder"]({"tokens": tokens})
 
     def decode(self, image_features: Mapping[str, Array], text_features: Mapping[str, Array]) -> Array:
@@ -87,28 +87,28 @@ class Network:
         return self._graphs["mask_decoder"]({**image_features, **text_features})
 
     def logits(self, pixels: Array, tokens: Array) -> Array:
-        """Image (1, 3, S, S) and k sentences (k, L) -> (k, 1, S/4, S/4); the image is encoded once."""
+        """Image (1, 3, S, S) and k prompts (k, L) -> (k, 1, S/4, S/4); the image is encoded once."""
         features = self.encode_image(pixels)
         return np.concatenate([self.decode(features, self.encode_text(row[None])) for row in tokens])
 
 
 def of_modules(modules: Sequence[DeployModule], precision: str = "float32") -> Network:
-    """The three deploy modules, run by PyTorch; for another `precision`, every tensor is rounded to it on its way."""
+    """Return the three deploy modules as a network; `precision` other than float32 is simulated by rounding."""
     return Network({name: _graph_of(module, precision) for name, module in zip(GRAPHS, modules, strict=True)})
 
 
 def example_inputs(modules: Sequence[DeployModule], image: Array, tokens: Array) -> dict[str, dict[str, torch.Tensor]]:
-    """What each of the three graphs is called with for one image and one sentence, by graph and tensor name.
+    """Return the inputs of each graph for one image and one prompt, by graph and tensor name.
 
     Raises:
-        ExportError: A tensor that the mask decoder takes comes out of neither encoder.
+        ExportError: The mask decoder takes a tensor that neither encoder returns.
     """
     known: Tensors = {"image": image, "tokens": tokens}
     inputs: dict[str, dict[str, torch.Tensor]] = {}
     for name, module in zip(GRAPHS, modules, strict=True):
         missing = [tensor for tensor in module.input_names if tensor not in known]
         if missing:
-            raise ExportError(f"The graph {name} takes {', '.join(missing)}, which neither encoder puts out.")
+            raise ExportError(f"The graph {name} takes {', '.join(missing)}, which neither encoder returns.")
         inputs[name] = {tensor: torch.from_numpy(known[tensor]) for tensor in module.input_names}
         if name != "mask_decoder":
             known |= _graph_of(module, "float32")(known)
@@ -128,10 +128,10 @@ def _graph_of(module: DeployModule, precision: str) -> Graph:
 
 
 class _Rounded(TorchFunctionMode):
-    """Arithmetic of fewer bits on any processor: operands and results rounded to `dtype`, sums kept in float32.
+    """Simulated arithmetic in `dtype`: operands and results are rounded to it, sums kept in float32, as hardware does.
 
-    That is what hardware with such arithmetic does. ``torch.autocast`` would leave most operators in float32, and
-    takes minutes for a convolution that the processor has no instructions for.
+    ``torch.autocast`` would leave most operators in float32, and takes minutes for a convolution that the CPU has no
+    instructions for.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""A deploy module becomes one ONNX file: static shapes, every tensor named, the weights inside."""
+"""Trace a deploy module to one ONNX file with static shapes, named tensors and its weights inside."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from cris_edge.errors import ExportError, first_line
 from runtimes.cost import multiply_accumulates
 
 OPSET = 18  # the lowest that PyTorch's exporter writes by itself; read since ONNX Runtime 1.14 and OpenVINO 2023.1
-IR_VERSION = 8  # the one that came with opset 18; a newer number would only shut older readers out
+IR_VERSION = 8  # the one that came with opset 18; older readers refuse a newer one
 LARGEST = 2**31 - 1  # bytes: protobuf's limit, and so the limit of a file that holds its weights
 
 
 def trace(name: str, module: Any, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> onnx.ModelProto:
-    """Export `module`, an ``nn.Module`` called with `inputs` in their order, as a float32 ONNX graph of that `name`.
+    """Export a module, called with `inputs` in their order, as a float32 ONNX graph called `name`.
 
-    Names of inputs and outputs, order and shapes are as given; batch and all other sizes are fixed.
+    Inputs and outputs have the given names, order and shapes; all sizes are static.
 
     Raises:
-        ExportError: PyTorch cannot export the module, or the graph does not have the tensors asked for.
+        ExportError: PyTorch cannot export the module, or the graph does not have the expected tensors.
     """
     try:
         with _quiet_exporter():
@@ -55,12 +55,11 @@ def trace(name: str, module: Any, inputs: Mapping[str, Tensor], output_names: Se
 
 
 def store_as_float16(model: onnx.ModelProto) -> int:
-    """Store the weights in half the bytes: float16 initializers, cast back to float32. Returns the bytes saved.
+    """Store weights as float16 initializers that are cast back to float32, in place; returns the bytes saved.
 
-    Only tensors of two dimensions and more are stored so (the rest weighs nothing), and only those whose values
-    float16 holds exactly: round the module first (`round_to_float16`), then storage changes no result. Runtimes fold
-    the casts when they load the graph, and compute as they would from float32. Of a table of which rows are looked up,
-    the rows are cast and not the table: it would take most of the time that a small text encoder takes to load.
+    This applies to tensors of two or more dimensions whose values float16 holds exactly, so that no result changes:
+    round the module first (`round_to_float16`). Runtimes fold the casts at load time. Of an embedding table only the
+    rows that are looked up are cast, because casting it all would dominate the load time of a small text encoder.
     """
     casts, saved, tables = [], 0, set()
     graph = model.graph
@@ -80,7 +79,7 @@ def store_as_float16(model: onnx.ModelProto) -> int:
             casts.append(_to_float32(f"{name}_float16", name))
         graph.initializer[index].CopyFrom(numpy_helper.from_array(half, f"{name}_float16"))
         saved += values.nbytes - half.nbytes
-    nodes = casts  # a graph's nodes are listed in the order in which they can run
+    nodes = casts  # nodes are listed in execution order
     for node in graph.node:
         nodes.append(node)
         if node.op_type == "Gather" and node.input[0] in tables:
@@ -92,34 +91,35 @@ def store_as_float16(model: onnx.ModelProto) -> int:
     return saved
 
 
-def _to_float32(given: str, name: str) -> onnx.NodeProto:
-    return helper.make_node("Cast", [given], [name], name=f"{name}_cast", to=TensorProto.FLOAT)
+def _to_float32(source: str, name: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [name], name=f"{name}_cast", to=TensorProto.FLOAT)
 
 
 def _looked_up(graph: onnx.GraphProto) -> set[str]:
-    """Names of what is read by Gather alone, as its table."""
-    tables, read = set(), {value.name for value in graph.output}
+    """Return the tensors that only Gather reads, as its table."""
+    tables: set[str] = set()
+    read = {value.name for value in graph.output}
     for node in graph.node:
-        for place, name in enumerate(node.input):
-            (tables if node.op_type == "Gather" and place == 0 else read).add(name)
+        for position, name in enumerate(node.input):
+            (tables if node.op_type == "Gather" and position == 0 else read).add(name)
     return tables - read
 
 
 @torch.no_grad()
 def round_to_float16(module: nn.Module) -> None:
-    """Round every weight of `module`, in place, to what float16 holds; a tensor beyond its range stays as it is."""
+    """Round every weight of `module` to float16 precision, in place, except tensors beyond float16's range."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dtype == torch.float32 and tensor.abs().max() <= torch.finfo(torch.float16).max:
             tensor.copy_(tensor.half())
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` to `path`, making its folder; raises `ExportError` where it would exceed what one file can hold."""
+    """Write `model` to `path` and create its folder; raises `ExportError` if it is too large for one file."""
     size = model.ByteSize()
     if size > LARGEST:
         raise ExportError(
-            f"The {model.graph.name} graph is {size / 1e9:.1f} GB, more than the 2.1 GB that one ONNX file can hold; "
-            "export with --precision fp16."
+            f"The {model.graph.name} graph is {size / 1e9:.1f} GB, and one ONNX file can hold 2.1 GB; export with "
+            "--precision fp16."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())
@@ -142,7 +142,7 @@ def spec(graph: onnx.ModelProto) -> GraphSpec:
 
 
 def _pin(model: onnx.ModelProto, name: str) -> None:
-    """Fix the versions, and drop what the exporter notes about the machine it ran on (stack traces with paths)."""
+    """Fix the versions, and drop the exporter's notes about this machine (stack traces with paths)."""
     model.ir_version = IR_VERSION
     model.graph.name = name
     model.doc_string = model.graph.doc_string = ""
@@ -158,22 +158,22 @@ def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 
 def _check(model: onnx.ModelProto, name: str, inputs: list[str], outputs: list[str]) -> None:
-    """Raise `ExportError` unless the graph is valid, static, of the pinned opset, and has the tensors asked for."""
+    """Raise `ExportError` unless the graph is valid, static, of the pinned opset, and has the expected tensors."""
     domains = {entry.domain: entry.version for entry in model.opset_import}
     if domains.get("") != OPSET or set(domains) - {""}:
         raise ExportError(
-            f"The {name} graph needs the operator sets {domains}; only ONNX's own, version {OPSET}, is read everywhere."
+            f"The {name} graph needs the operator sets {domains}; expected ONNX's own, version {OPSET}, alone."
         )
     for kind, found, expected in (
         ("inputs", [value.name for value in model.graph.input], inputs),
         ("outputs", [value.name for value in model.graph.output], outputs),
     ):
         if found != expected:
-            raise ExportError(f"The {name} graph has the {kind} {found} where {expected} were asked for.")
+            raise ExportError(f"The {name} graph has the {kind} {found}; expected {expected}.")
     for value in (*model.graph.input, *model.graph.output):
         dimensions = value.type.tensor_type.shape.dim
         if not all(dimension.dim_value > 0 for dimension in dimensions):
-            raise ExportError(f"The tensor {value.name} of the {name} graph has no fixed shape.")
+            raise ExportError(f"The tensor {value.name} of the {name} graph has no static shape.")
     if model.ByteSize() <= LARGEST:
         try:
             onnx.checker.check_model(model, full_check=True)
@@ -183,7 +183,7 @@ def _check(model: onnx.ModelProto, name: str, inputs: list[str], outputs: list[s
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's notes to developers (missing torchvision, deprecations inside PyTorch) from our users."""
+    """Hide the exporter's notes to developers, such as deprecations inside PyTorch."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

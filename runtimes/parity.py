@@ -1,12 +1,12 @@
-"""Whether what a runtime computes is what PyTorch computes, graph by graph and through all three.
+"""Parity with PyTorch: compare a runtime's outputs with PyTorch's, per graph and through all three.
 
-In float32 a difference of 1e-3 is allowed: of logits absolute (beyond `SATURATED`, where the sigmoid is 0 or 1 to seven
-digits, relative to that), of features relative to the largest value of their tensor.
+In float32 the tolerance is 1e-3: absolute for what the mask decoder returns (beyond `SATURATED`, where the sigmoid is 0
+or 1 to seven digits, relative to that), relative to the tensor's largest value for features.
 
-Networks differ in how much of their precision they lose on the way, and for some no fixed number is right. The measure
-is then PyTorch itself. In float32: how far the network and its deploy form, which are equal in exact arithmetic, are
-apart. In bfloat16 and float16: how far the deploy form with that arithmetic is from itself in float32. A runtime may be
-`SLACK` times as far.
+Networks differ in how much precision they lose, so fixed numbers do not fit all of them. The measure is then PyTorch
+itself: in float32, the difference between the network and its deploy form, which are equal in exact arithmetic; in
+bfloat16 and float16, the difference between the deploy form in that arithmetic and in float32. A runtime may differ
+`SLACK` times as much.
 """
 
 from __future__ import annotations
@@ -30,47 +30,47 @@ from cris_edge.metrics import logits_agreement
 from runtimes.network import Array, DeployModule, Network, Tensors, of_modules
 from runtimes.probes import Probes
 
-FLOAT32 = 1e-3  # allowed difference: of logits absolute, of features relative to the largest value of their tensor
+FLOAT32 = 1e-3
 SATURATED = 16.0
-STORAGE = 0.05  # what rounding the weights to float16 may change of the logits, relative to the largest
-SLACK = 4.0  # times what the arithmetic costs in PyTorch: a runtime sums in another order and rounds at other places
+STORAGE = 0.05  # change of the logits that float16 weights may cause, relative to the largest logit
+SLACK = 4.0  # a runtime sums in another order than PyTorch and rounds at other points
 REDUCED = ("bfloat16", "float16")
-CHAIN = "chain"  # the three graphs, the mask decoder fed by the runtime's own encoders
+CHAIN = "chain"  # all three graphs, the mask decoder fed by the runtime's own encoders
 
 
 @dataclass
 class Differences:
-    """How far a network is from the reference, at worst: by (graph, tensor), with the probe that showed it."""
+    """Largest differences between a network and the reference, by (graph, tensor), with the probe that showed each."""
 
     largest: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
     mask_iou: dict[str, float] = field(default_factory=dict)
 
     def add(self, graph: str, probe: str, found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-        """Compare the tensors of one run; raises `ExportError` when one is missing or of another shape."""
-        for name, wanted in expected.items():
-            if name not in found or found[name].shape != wanted.shape:
+        """Compare the tensors of one run; raises `ExportError` if one is missing or of another shape."""
+        for name, values in expected.items():
+            if name not in found or found[name].shape != values.shape:
                 shape = found[name].shape if name in found else "absent"
-                raise ExportError(f"{graph} gives {name} as {shape}, and PyTorch as {wanted.shape}.")
-            difference = largest_difference(found[name], wanted)
+                raise ExportError(f"{graph} returns {name} of shape {shape}; expected {values.shape}, as in PyTorch.")
+            difference = largest_difference(found[name], values)
             worst = self.largest.get((graph, name), (-1.0, ""))[0]
             if not difference <= worst and not np.isnan(worst):  # a NaN is worse than any number
                 self.largest[graph, name] = difference, probe
 
     def add_mask(self, graph: str, iou: float) -> None:
-        """Keep the smallest."""
+        """Keep the smallest agreement."""
         self.mask_iou[graph] = min(iou, self.mask_iou.get(graph, 1.0))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What PyTorch computes in float32 for every image, sentence and pair of the probes.
+    """PyTorch's float32 outputs for every image, prompt and pair of the probes.
 
     Attributes:
         probes: The inputs.
-        modules: The three deploy modules, in the order of `GRAPHS`; each graph is compared with its own.
-        logits: (1, 1, S/4, S/4) of every pair, by the network that the chain is compared with.
-        threshold: On the sigmoid of logits; where masks are compared.
-        rounding: How far logits of two equal networks of PyTorch in float32 are apart.
+        modules: The three deploy modules in the order of `GRAPHS`; each graph is compared with its module.
+        logits: (1, 1, S/4, S/4) of every pair, from the whole network; the chain is compared with these.
+        threshold: On the sigmoid of logits, to compare masks.
+        rounding: Largest float32 difference of logits between the network and its deploy form.
     """
 
     probes: Probes
@@ -81,7 +81,7 @@ class Reference:
 
     @property
     def decoded(self) -> list[Array]:
-        """Logits of every pair by the deploy modules."""
+        """Logits of every pair from the deploy modules."""
         return [outputs["logits"] for outputs in self._decoded]
 
     @cached_property
@@ -93,17 +93,17 @@ class Reference:
     def _features(self) -> tuple[list[Tensors], list[Tensors]]:
         network = of_modules(self.modules)
         images = [network.encode_image(image) for _, image in self.probes.images]
-        return images, [network.encode_text(tokens) for _, tokens in self.probes.sentences]
+        return images, [network.encode_text(tokens) for _, tokens in self.probes.prompts]
 
     def differences(self, network: Network) -> Differences:
-        """Run every probe through each graph of `network`, fed by PyTorch, and through the chain, fed by itself."""
+        """Run every probe through each graph of `network`, fed by PyTorch, and through the chain."""
         found, probes = Differences(), self.probes
         image_features, text_features = self._features
         images, texts = [], []
         for (name, image), expected in zip(probes.images, image_features, strict=True):
             images.append(network.encode_image(image))
             found.add("image_encoder", name, images[-1], expected)
-        for (name, tokens), expected in zip(probes.sentences, text_features, strict=True):
+        for (name, tokens), expected in zip(probes.prompts, text_features, strict=True):
             texts.append(network.encode_text(tokens))
             found.add("text_encoder", name, texts[-1], expected)
         for pair, decoded, logits in zip(probes.pairs, self._decoded, self.logits, strict=True):
@@ -115,30 +115,30 @@ class Reference:
         return found
 
     def tolerances(self, precision: str, cost: Differences | None = None) -> dict[tuple[str, str], float]:
-        """What each tensor of each graph may differ by, absolute.
+        """Return the absolute tolerance of each tensor of each graph.
 
         Args:
             precision: "float32" or one of `REDUCED`.
-            cost: The differences of PyTorch in that precision, where they are known already.
+            cost: PyTorch's differences in that precision, if known already.
 
         Raises:
             ExportError: For any other precision.
         """
         if precision not in ("float32", *REDUCED):
             raise ExportError(
-                f"The runtime computes in {precision}, for which no tolerance is stated; expected float32, "
-                f"{' or '.join(REDUCED)}: leave this runtime out, or export on another device."
+                f"The runtime computes in {precision}, which has no stated tolerance; expected float32, "
+                f"{' or '.join(REDUCED)}. Leave this runtime out, or export on another device."
             )
         largest = self._largest_values()
         if precision == "float32":
-            stated = {
+            tolerances = {
                 (graph, tensor): FLOAT32 * (max(1.0, value / SATURATED) if graph in ("mask_decoder", CHAIN) else value)
                 for (graph, tensor), value in largest.items()
             }
-            stated[CHAIN, "logits"] = max(stated[CHAIN, "logits"], SLACK * self.rounding)
-            return stated
+            tolerances[CHAIN, "logits"] = max(tolerances[CHAIN, "logits"], SLACK * self.rounding)
+            return tolerances
         cost = cost or self.differences(of_modules(self.modules, precision))
-        last_digit = torch.finfo(getattr(torch, precision)).eps  # lost even where the value itself was computed exactly
+        last_digit = torch.finfo(getattr(torch, precision)).eps  # lost even if the value was computed exactly
         return {key: SLACK * max(cost.largest[key][0], last_digit * value) for key, value in largest.items()}
 
     def _largest_values(self) -> dict[tuple[str, str], float]:
@@ -156,11 +156,11 @@ class Reference:
 def check(reference: Reference, network: Network, runtime: str, precision: str) -> list[dict[str, Any]]:
     """Compare `network`, run by `runtime` in `precision`, with the reference.
 
-    Returns the manifest's entries, one a graph and one for the chain, each for the tensor that used up most of its
-    tolerance; ``mask_iou`` is the smallest over the probes, on the logits' grid.
+    Returns the manifest's entries, one per graph and one for the chain, each about the tensor closest to its tolerance;
+    ``mask_iou`` is the smallest over the probes, on the logits' grid.
 
     Raises:
-        ExportError: A difference exceeds its tolerance; names graph, runtime, tensor, probe and difference.
+        ExportError: A difference exceeds its tolerance.
     """
     found, tolerances = reference.differences(network), reference.tolerances(precision)
     rows = []
@@ -172,8 +172,8 @@ def check(reference: Reference, network: Network, runtime: str, precision: str) 
             tolerance = tolerances[graph, tensor]
             if not difference <= tolerance:
                 raise ExportError(
-                    f"{_title(graph)} not what PyTorch computes when {runtime} runs in {precision}: {tensor} "
-                    f"differs by {difference:.3g} for {probe}, where {tolerance:.3g} is allowed."
+                    f"{_title(graph)} differs from PyTorch when {runtime} runs in {precision}: {tensor} differs by "
+                    f"{difference:.3g} for {probe}; {tolerance:.3g} is allowed."
                 )
             if not worst or difference / tolerance > worst["max_abs_diff"] / worst["tolerance"]:
                 worst = {"tensor": tensor, "max_abs_diff": difference, "tolerance": tolerance}
@@ -184,40 +184,39 @@ def check(reference: Reference, network: Network, runtime: str, precision: str) 
 
 
 def check_deploy(reference: Reference) -> dict[str, Any]:
-    """Compare the deploy modules with the reference's logits, which are those of the network as it was trained.
+    """Compare the deploy modules with the network as it was trained, and return the manifest's entry.
 
-    Returns the manifest's entry. Raises `ExportError` when they differ by 1e-3, relative to the largest logit.
+    Raises `ExportError` if logits differ by more than 1e-3, relative to the largest one.
     """
     largest = max(float(np.abs(logits).max()) for logits in reference.logits)
     row = _row(reference.decoded, reference.logits, reference.threshold, "float32", FLOAT32 * max(1.0, largest))
     if not row["max_abs_diff"] <= row["tolerance"]:
         raise ExportError(
-            f"The network arranged for export is not the one that was trained: logits differ by "
-            f"{row['max_abs_diff']:.3g} in PyTorch, where {row['tolerance']:.3g} is allowed; check the checkpoint for "
-            "batch norms whose running variance is close to zero."
+            f"The deploy form is not the network that was trained: logits differ by {row['max_abs_diff']:.3g}; "
+            f"{row['tolerance']:.3g} is allowed. Check the checkpoint for batch norms with a variance near zero."
         )
     return row
 
 
 def check_storage(reference: Reference, logits: Sequence[Array]) -> dict[str, Any]:
-    """Compare the reference, whose weights were rounded to be stored, with the `logits` of the network before that.
+    """Compare the reference with the `logits` from before its weights were rounded, and return the manifest's entry.
 
-    Returns the manifest's entry. Raises `ExportError` when rounding changed the logits by more than `STORAGE`.
+    Raises `ExportError` if rounding changed the logits by more than `STORAGE`.
     """
     tolerance = STORAGE * max(float(np.abs(theirs).max()) for theirs in logits)
     row = _row(reference.logits, logits, reference.threshold, "float32, weights stored as float16", tolerance)
     if not row["max_abs_diff"] <= row["tolerance"]:
         raise ExportError(
-            f"Rounding the weights to float16 changes the logits by {row['max_abs_diff']:.3g}, where "
-            f"{row['tolerance']:.3g} is allowed; export with --precision fp32."
+            f"Rounding the weights to float16 changes the logits by {row['max_abs_diff']:.3g}; "
+            f"{row['tolerance']:.3g} is allowed. Export with --precision fp32."
         )
     return row
 
 
 def state_reduced(reference: Reference) -> list[dict[str, Any]]:
-    """What reduced precision costs in PyTorch on the golden pairs, and what it may cost on a device not seen here.
+    """Return PyTorch's differences in reduced precision on the golden pairs, with tolerances for other devices.
 
-    The export compares the precisions that this machine has; `cris-edge verify` runs on machines that have others.
+    The export compares the precisions of this machine; `cris-edge verify` runs on machines that have others.
     """
     golden = Reference(
         reference.probes.golden(),
@@ -256,7 +255,7 @@ def _row(
 def compiled(
     runtime: str, files: Mapping[str, Path], specs: Mapping[str, GraphSpec], precision: str, *, quantized: bool = False
 ) -> Iterator[tuple[Network, str]]:
-    """The three `files` in `runtime`, at its default optimization level, and the precision that it really runs in.
+    """Compile three graphs at the runtime's default optimization level; gives them and the precision they run in.
 
     `precision` and `quantized` are those of `BackendOptions`.
     """
@@ -271,7 +270,7 @@ def compiled(
 
 
 def largest_difference(found: Array, expected: Array) -> float:
-    """The largest absolute difference; infinities of the same sign are equal, anything with a NaN is NaN."""
+    """Return the largest absolute difference: 0 between equal infinities, NaN if there is a NaN."""
     with np.errstate(invalid="ignore"):
         difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
     difference[found == expected] = 0.0
@@ -279,4 +278,4 @@ def largest_difference(found: Array, expected: Array) -> float:
 
 
 def _title(graph: str) -> str:
-    return "The chain of the three graphs is" if graph == CHAIN else f"The graph {graph} is"
+    return "The chain of the three graphs" if graph == CHAIN else f"The graph {graph}"

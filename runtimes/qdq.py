@@ -1,8 +1,8 @@
-"""A float graph becomes one that computes in integers throughout, in the form that Qualcomm's HTP takes.
+"""Quantize a float graph throughout, in the form that Qualcomm's HTP takes.
 
-Every tensor passes a QuantizeLinear and a DequantizeLinear (ONNX Runtime's "QDQ" form), with ranges seen on samples.
-Weights have 8 bits and a sign, those of convolutions a scale for each channel; activations are unsigned, of 8 or 16
-bits. ONNX Runtime's helper for this provider places the quantizers; what is decided here is the number of bits.
+Every tensor passes QuantizeLinear and DequantizeLinear (ONNX Runtime's QDQ form), with ranges calibrated on samples.
+Weights are int8, per channel in convolutions; activations are uint8 or uint16. ONNX Runtime's helper for this provider
+places the quantizers; this module chooses the number of bits.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from cris_edge.errors import ExportError
+from cris_edge.errors import ExportError, first_line
 from runtimes.network import Array
 from training.model.deploy import UNSEEN
 
 ACTIVATIONS = ("int8", "int8 around convolutions, int16 elsewhere", "int16")
-"""The choices of bits for activations, cheapest first: 16 bits halve the speed of a layer and double its bytes."""
+"""Bits of activations, cheapest first: 16 bits halve the speed of a layer and double its bytes."""
 
-# What is taken from attention scores in place of `UNSEEN`: exp(-64) is 0 in 16 bits, and a range of 10,000 would leave
-# the scores themselves no digits.
+# Attention penalty instead of `UNSEEN`: exp(-64) is 0 in 16 bits, and a range of 10,000 would leave scores no digits.
 OUT_OF_SIGHT = 64.0
 _KEPT_IN_FLOAT = ("Cast",)
-_FOLLOWS = ("Relu", "Resize", "AveragePool")  # what computes in the type of the convolution beside it
+_FOLLOWS = ("Relu", "Resize", "AveragePool")  # operators that compute in the type of the convolution beside them
 
 
 class Ranges:
-    """A float graph and the smallest and largest value of each of its tensors on samples.
+    """A float graph with the range of each of its tensors on samples.
 
     Args:
-        model: float32, static shapes.
+        model: Graph in float32 with static shapes.
         samples: Inputs by name.
     """
 
@@ -60,21 +59,21 @@ class Ranges:
 
 
 def quantize(ranges: Ranges, activations: str) -> onnx.ModelProto:
-    """The graph in integers; its inputs and outputs keep their names, shapes and types.
+    """Return the quantized graph; inputs and outputs keep their names, shapes and types.
 
     Args:
-        ranges: Of the float graph.
+        ranges: The float graph.
         activations: One of `ACTIVATIONS`.
 
     Raises:
-        ExportError: The quantizer refuses the graph.
+        ExportError: The graph cannot be quantized.
     """
     try:
         with _quantizer_quiet():
             return _quantize(ranges, activations)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"The {ranges.model.graph.name} graph cannot be quantized for the HTP: {reason}.") from error
+        name = ranges.model.graph.name
+        raise ExportError(f"The {name} graph cannot be quantized for the HTP: {first_line(error)}.") from error
 
 
 def _quantize(ranges: Ranges, activations: str) -> onnx.ModelProto:
@@ -86,7 +85,7 @@ def _quantize(ranges: Ranges, activations: str) -> onnx.ModelProto:
     model.CopyFrom(ranges.model)
     wide = activations != "int8"
     overrides: dict[str, list[dict[str, Any]]] = {
-        # A layer norm's scale with a scale for each channel is none of the forms that the HTP takes.
+        # The HTP takes no layer norm whose weights are quantized per channel.
         node.input[1]: [{"quant_type": QuantType.QUInt8, "symmetric": False}]
         for node in model.graph.node
         if node.op_type == "LayerNormalization"
@@ -114,13 +113,13 @@ def _quantize(ranges: Ranges, activations: str) -> onnx.ModelProto:
         config.extra_options,
     )
     quantizer.quantize_model()
-    quantized = quantizer.model.model
+    quantized: onnx.ModelProto = quantizer.model.model
     quantized.graph.name = ranges.model.graph.name
     return quantized
 
 
 def _around_convolutions(model: onnx.ModelProto) -> set[str]:
-    """What convolutions take and give, and what is made of that without arithmetic of its own."""
+    """Return inputs and outputs of convolutions, and of the operators that follow their type."""
     found = {name for node in model.graph.node if node.op_type == "Conv" for name in (node.input[0], node.output[0])}
     while True:
         ends = [{node.input[0], node.output[0]} for node in model.graph.node if node.op_type in _FOLLOWS]
@@ -131,7 +130,7 @@ def _around_convolutions(model: onnx.ModelProto) -> set[str]:
 
 
 def in_reach(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Tensors as quantized graphs exchange them: what says "unseen" is a number that scores can be compared with."""
+    """Replace the penalty `UNSEEN` in float tensors, as quantized graphs expect it."""
     return {
         name: np.where(values == UNSEEN, np.float32(OUT_OF_SIGHT), values) if values.dtype == np.float32 else values
         for name, values in tensors.items()
@@ -139,7 +138,7 @@ def in_reach(tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _within_reach(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose constants say "unseen" as `in_reach` does."""
+    """Return a copy with the penalty in its constants replaced, as by `in_reach`."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for tensor in copy.graph.initializer:
@@ -151,7 +150,7 @@ def _within_reach(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Reader:
-    """Samples as ONNX Runtime's calibration asks for them."""
+    """Samples in the interface of ONNX Runtime's calibration."""
 
     def __init__(self, samples: Sequence[Mapping[str, Array]]) -> None:
         self._samples: Iterator[Mapping[str, Array]] = iter(samples)
@@ -162,7 +161,7 @@ class _Reader:
 
 @contextmanager
 def _quantizer_quiet() -> Iterator[None]:
-    """Keep the quantizer's advice, which it gives to the root logger, from our users."""
+    """Silence the quantizer's advice on the root logger."""
     from cris_edge.backends.ort import load
 
     load()

@@ -1,4 +1,4 @@
-"""A quantized deploy module becomes an ONNX graph in the form that its runtime computes in integers."""
+"""Trace quantized deploy modules to ONNX, in the form that a runtime computes in integers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ from runtimes.network import DeployModule, example_inputs, of_modules
 from runtimes.parity import CHAIN, REDUCED, Differences, Reference
 
 FORMS = ("onnxruntime", "openvino")
-SLACK = 2.0  # times what int8 costs in PyTorch: see `QuantizedReference`
-REDUCED_SLACK = 4.0  # the same where the rest of the graph is computed in bfloat16 or float16
+SLACK = 2.0  # times the cost of int8 in PyTorch: see `QuantizedReference`
+REDUCED_SLACK = 4.0  # the same if the rest of the graph computes in bfloat16 or float16
 
 
 def trace(
     name: str, module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], form: str
 ) -> onnx.ModelProto:
-    """Export a quantized `module`, which is in that form already (`in_form`), as a graph of a runtime's `form`.
-
-    The other arguments are those of `onnx_graph.trace`.
+    """Export a quantized `module` that is in `form` (see `in_form`); other arguments as in `onnx_graph.trace`.
 
     Raises:
         ExportError: PyTorch cannot export the module, or the form is unknown.
@@ -46,7 +44,7 @@ def trace(
 
 
 def in_form(network: DeployNetwork, form: str) -> DeployNetwork:
-    """A copy of a quantized network that computes, in PyTorch, what the graphs of a form compute (`module_in_form`).
+    """Return a copy of a quantized network that computes in PyTorch what the graphs of a form compute.
 
     Raises:
         ExportError: The form is unknown.
@@ -70,12 +68,11 @@ def modules_of(network: DeployNetwork) -> tuple[DeployModule, ...]:
 def module_in_form(
     name: str, module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], form: str
 ) -> nn.Module:
-    """A copy of a quantized `module` that computes in PyTorch what its graph in a runtime's `form` will compute.
+    """Return a copy of a quantized `module` that computes in PyTorch what its graph in `form` computes.
 
-    OpenVINO adds in float, so the quantizers that were added for ONNX Runtime are off. ONNX Runtime's integer layers
-    hold their biases in int32, so the biases are on that grid. None moves by more than half of the smallest step in
-    which a layer can add; left to the runtime alone, this would still send values to the other side of a border
-    between two levels, and so on from layer to layer, until masks differ visibly.
+    OpenVINO adds in float, so the quantizers added for ONNX Runtime are disabled. ONNX Runtime's integer layers hold
+    biases in int32, so the biases are rounded to that grid. No bias moves by more than half a step, but without this
+    values would round to neighbouring levels, layer after layer, until masks differ visibly.
 
     Raises:
         ExportError: The form is unknown.
@@ -98,12 +95,12 @@ def module_in_form(
 
 def _require_known(form: str) -> None:
     if form not in FORMS:
-        raise ExportError(f"There is no int8 form for the runtime {form!r}; choose {' or '.join(FORMS)}.")
+        raise ExportError(f"Unknown int8 form {form!r}. Available: {', '.join(FORMS)}.")
 
 
 @contextmanager
 def _exportable(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put weights on their grid (which changes no result) and quantizers into the form that the exporter knows."""
+    """Round weights to their grid (which changes no result) and put quantizers into a form the exporter supports."""
     before = [(hook, hook.low, hook.high, hook.scale.requires_grad) for _, hook in quantizers(module)]
     state = dict(module.named_parameters())
     weights = weights_of(module, inputs)
@@ -116,59 +113,54 @@ def _exportable(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[Non
                 hook.low, hook.high = -128, 127
         yield
     finally:
-        for hook, low, high, learnt in before:
+        for hook, low, high, trained in before:
             hook.low, hook.high = low, high
-            hook.scale.requires_grad_(learnt)
+            hook.scale.requires_grad_(trained)
 
 
 def weights_of(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
-    """The parameter behind each quantizer of a weight, by the quantizer's place."""
+    """Return the parameter behind each weight quantizer, by the quantizer's name."""
     bare = copy.deepcopy(module)
     storage = hook_storage(bare)
-    for hooks in (storage.pre_hooks, storage.post_hooks):  # a weight that passes a hook is no parameter any more
+    for hooks in (storage.pre_hooks, storage.post_hooks):  # a weight that passes a hook is no longer a parameter
         hooks.clear()
     found = calls(bare, tuple(inputs.values()))
     return {f"pre_hooks.{name}__1.0": call.parameter for name, call in found.items() if call.parameter}
 
 
 class QuantizedReference(Reference):
-    """A quantized network that runtimes are compared with; its modules carry quantizers.
+    """Outputs of a quantized network, whose modules carry quantizers.
 
-    Where one sum is rounded otherwise, a value falls on the other side of a border between two levels, and so do some
-    of those computed from it: no small number bounds the difference. The measure is what quantization itself costs:
-    how far the network is from itself with its quantizers off, on the same probes. A runtime may be `SLACK` times as
-    far from PyTorch, on the worst value of each tensor; how well the masks agree says the rest.
+    A sum that rounds differently moves a value to a neighbouring level, and with it values computed from it, so no
+    small number bounds the difference. The measure is the cost of quantization itself: the difference between the
+    network with its quantizers on and off, on the same probes. A runtime may differ from PyTorch `SLACK` times as much.
     """
 
     def tolerances(self, precision: str, cost: Differences | None = None) -> dict[tuple[str, str], float]:
-        """What each tensor of each graph may differ by, absolute; `precision` is ``int8+float32`` or the like."""
+        """Return the absolute tolerance of each tensor of each graph; `precision` is ``int8+float32`` or the like."""
         if "int8" not in precision:
             raise ExportError(
-                f"The runtime computes in {precision} where int8 was lowered; it does not run these graphs in integers "
-                "on this device: leave it out, or export on another."
+                f"The runtime computes in {precision}: it does not run these graphs in integers on this device. Leave "
+                "it out, or export on another device."
             )
         slack = SLACK if "float32" in precision else REDUCED_SLACK
         largest, known = self._largest_values(), cost or self._cost
-        # A tensor that hardly feels quantization may still differ by the step of an 8-bit number.
+        # A tensor that quantization hardly changes may still differ by one 8-bit step.
         return {key: slack * max(known.largest[key][0], value / 255) for key, value in largest.items()}
 
     def state_cost(self, form: str) -> list[dict[str, Any]]:
-        """What int8 costs in PyTorch, as `runtimes.parity.state_reduced` does for other arithmetic."""
-        worst, key = self._cost, (CHAIN, "logits")
-        common = {
-            "runtime": "pytorch",
-            "form": form,
-            "graph": CHAIN,
-            "tensor": "logits",
-            "max_abs_diff": worst.largest[key][0],
-        }
+        """Return the cost of int8 in PyTorch, as `runtimes.parity.state_reduced` does for reduced precision."""
+        key = (CHAIN, "logits")
         return [
             {
-                **common,
+                "runtime": "pytorch",
+                "form": form,
+                "graph": CHAIN,
+                "tensor": "logits",
                 "precision": precision,
-                "max_abs_diff": worst.largest[key][0],
+                "max_abs_diff": self._cost.largest[key][0],
                 "tolerance": self.tolerances(precision)[key],
-                "mask_iou": worst.mask_iou[CHAIN],
+                "mask_iou": self._cost.mask_iou[CHAIN],
             }
             for precision in ("int8+float32", *(f"int8+{name}" for name in REDUCED))
         ]
@@ -177,7 +169,7 @@ class QuantizedReference(Reference):
     def _cost(self) -> Differences:
         hooks = [hook for module in self.modules for _, hook in quantizers(_module(module))]
         enabled = [hook.enabled for hook in hooks]
-        _ = self.decoded  # computed with the quantizers on, and kept, as are the features
+        _ = self.decoded  # cached with the quantizers on, as are the features
         try:
             for hook in hooks:
                 hook.enabled = False

@@ -1,7 +1,7 @@
-"""The Qualcomm chips that a context binary can be compiled for, by name.
+"""Qualcomm chips that a context binary can be compiled for.
 
-ONNX Runtime's provider takes any text for a chip or an architecture, and compiles for its default where it does not
-know it: no error, and a binary that is not for the chip that was named. So names are checked against this list.
+ONNX Runtime's provider accepts any name and compiles for its default if it does not know it, without an error, so names
+are checked against this list.
 
 Numbers and architectures are those that Qualcomm states in ExecuTorch (pytorch/executorch,
 ``backends/qualcomm/serialization/qc_schema.py``); SC8380XP, the one laptop chip, is in the tables of LiteRT
@@ -20,10 +20,10 @@ class Soc:
     """A chip.
 
     Attributes:
-        name: Its part number.
-        model: Its number among Qualcomm's chips, for the compiler.
-        arch: Version of its HTP.
-        memory: Of the HTP's fast memory (VTCM), MiB.
+        name: Part number.
+        model: Qualcomm's number of the chip, for the compiler.
+        arch: Version of the HTP.
+        memory: Fast memory of the HTP (VTCM), MiB.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Soc:
 
     @property
     def settings(self) -> dict[str, str]:
-        """For the compiler, as ONNX Runtime's provider takes them."""
+        """Options of ONNX Runtime's provider."""
         return {"soc_model": str(self.model), "htp_arch": str(self.arch)}
 
 
@@ -47,27 +47,24 @@ _LISTED = (
     Soc("SM8845", 97, 81, 8),  # Snapdragon 8 Gen 5
     Soc("SM8850", 87, 81, 8),  # Snapdragon 8 Elite Gen 5
     Soc("SC8380XP", 60, 73, 8),  # Snapdragon X Elite and X Plus
-    Soc("QCM6490", 93, 68, 2),  # for devices of industry and trade
+    Soc("QCM6490", 93, 68, 2),  # industrial devices
     Soc("QCS9100", 77, 73, 8),
-    Soc("SA8255", 52, 73, 8),  # for cars
+    Soc("SA8255", 52, 73, 8),  # cars
     Soc("SA8295", 39, 68, 8),
-    Soc("SSG2115P", 46, 73, 2),  # for glasses and watches
+    Soc("SSG2115P", 46, 73, 2),  # glasses and watches
     Soc("SXR2230P", 53, 69, 8),
     Soc("SXR2330P", 75, 79, 8),
 )
 SOCS = {soc.name: soc for soc in _LISTED}
-"""By name."""
 
 
 def find(name: str) -> Soc:
-    """The chip of that name, in any case.
+    """Return the chip of that name, in any case.
 
     Raises:
-        OptionError: It is not in the list.
+        OptionError: The chip is unknown.
     """
     try:
         return SOCS[name.strip().upper()]
     except KeyError:
-        raise OptionError(
-            f"The chip {name!r} is not one that a binary can be compiled for; expected one of {', '.join(SOCS)}."
-        ) from None
+        raise OptionError(f"Unknown chip {name!r}. Available: {', '.join(SOCS)}.") from None

@@ -239,7 +239,7 @@ def _logits(network: nn.Module, probes: Probes) -> list[Array]:
     """Return the logits of the whole network for every pair."""
     with torch.inference_mode():
         return [
-            network(torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.sentences[text][1])).numpy()
+            network(torch.from_numpy(probes.images[image][1]), torch.from_numpy(probes.prompts[text][1])).numpy()
             for image, text in probes.pairs
         ]
 

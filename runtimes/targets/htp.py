@@ -151,7 +151,7 @@ class HtpTarget(Target):
 
 def _run(network: Network, probes: Probes, pair: tuple[int, int]) -> tuple[Tensors, Tensors, Array]:
     """Return image features, text features and logits of a pair."""
-    image, text = network.encode_image(probes.images[pair[0]][1]), network.encode_text(probes.sentences[pair[1]][1])
+    image, text = network.encode_image(probes.images[pair[0]][1]), network.encode_text(probes.prompts[pair[1]][1])
     return image, text, network.decode(image, text)
 
 

@@ -55,7 +55,7 @@ def test_without_an_npu_the_record_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         record = npu_rules.examine(files, tmp_path)
     assert record["odd"]["violations"]
-    assert "will not take the graph" in caplog.text
+    assert "does not support the graph" in caplog.text
     assert record["even"]["violations"] == []
     if not record["even"]["compiled"]:
         assert record["even"]["reason"]

@@ -187,7 +187,7 @@ def test_logits_far_beyond_saturation_are_compared_relative_to_it(reference):
 def test_the_deploy_form_is_held_against_the_trained_network(reference):
     row = check_deploy(reference)
     assert row["max_abs_diff"] == 0 and row["mask_iou"] == 1
-    with pytest.raises(ExportError, match="arranged for export"):
+    with pytest.raises(ExportError, match="deploy form"):
         check_deploy(replace(reference, logits=[logits + np.float32(0.1) for logits in reference.logits]))
 
 
@@ -209,12 +209,12 @@ def test_reduced_precision_rounds_operands_and_results(reference):
     once = torch.from_numpy(rounded.encode_image(image)["visual"])
     assert torch.equal(once, once.bfloat16().float())
     assert 0 < largest_difference(once.numpy(), exact.encode_image(image)["visual"]) < 0.1
-    tokens = reference.probes.sentences[0][1]
+    tokens = reference.probes.prompts[0][1]
     assert set(np.unique(rounded.encode_text(tokens)["mask"])) == {-np.inf, 0}
 
 
 def test_example_inputs_follow_the_names(reference):
-    inputs = example_inputs(reference.modules, reference.probes.images[0][1], reference.probes.sentences[0][1])
+    inputs = example_inputs(reference.modules, reference.probes.images[0][1], reference.probes.prompts[0][1])
     assert {name: list(tensors) for name, tensors in inputs.items()} == {
         "image_encoder": ["image"],
         "text_encoder": ["tokens"],
@@ -230,7 +230,7 @@ def test_a_decoder_input_that_no_encoder_gives_is_named(reference):
 
 
 def _inputs(reference):
-    return reference.probes.images, reference.probes.sentences
+    return reference.probes.images, reference.probes.prompts
 
 
 def test_largest_difference_of_infinities_and_nan():

@@ -181,7 +181,7 @@ def test_a_network_in_both_runtimes_against_pytorch(tmp_path: Path) -> None:
     sizes |= {"vision_layers": (1, 1, 1, 1), "embed_dim": 16, "text_width": 16, "text_layers": 1, "ffn_dim": 32}
     bare = deploy(CRIS(Architecture(**sizes, decoder_layers=1, decoder_heads=2)))
     probes = draw(32, 17, Tokenizer(), {})
-    images, texts = ([torch.from_numpy(array) for _, array in group] for group in (probes.images, probes.sentences))
+    images, texts = ([torch.from_numpy(array) for _, array in group] for group in (probes.images, probes.prompts))
     samples: dict[str, list[Any]] = {"image_encoder": [(x,) for x in images], "text_encoder": [(x,) for x in texts]}
     with torch.no_grad():
         known = [{**bare.encode_image(images[i]), **bare.encode_text(texts[j])} for i, j in probes.pairs]
