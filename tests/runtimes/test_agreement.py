@@ -1,4 +1,4 @@
-"""What `runtimes.agreement` says of predictors whose differences are known."""
+"""`runtimes.agreement` on predictors with known differences."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_known_differences() -> None:
     assert silent.mask_iou == 0
 
 
-def test_masks_that_are_both_empty_agree() -> None:
+def test_two_empty_masks_agree() -> None:
     source = open_source("scenes:val:1:1", by_image=True)
     (row,) = compare(Blob(silent=True), [Blob(silent=True)], source, threshold=0.35, limit=1)
     assert row.mask_iou == 1 and row.foreground == 0
 
 
-def test_an_error_is_one_sentence(tmp_path: Path) -> None:
+def test_errors_are_one_line(tmp_path: Path) -> None:
     arguments = ["--checkpoint", "none.pt", "--bundle", str(tmp_path / "none"), "--data", "scenes:val:1:1"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1

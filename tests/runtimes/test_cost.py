@@ -23,14 +23,14 @@ def graph(nodes, inputs, outputs, weights=()) -> onnx.ModelProto:
     )
 
 
-def test_convolution_counts_each_weight_once_a_pixel():
+def test_convolution_counts_each_weight_once_per_pixel():
     node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1], group=2)
     weight = np.zeros((6, 2, 3, 3), np.float32)
     model = graph([node], {"x": (1, 4, 8, 10)}, {"y": (1, 6, 4, 5)}, {"w": weight})
     assert multiply_accumulates(model) == (6 * 4 * 5) * (2 * 3 * 3)
 
 
-def test_transposed_convolution_counts_each_weight_once_an_input_pixel():
+def test_transposed_convolution_counts_each_weight_once_per_input_pixel():
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])
     model = graph([node], {"x": (1, 4, 3, 3)}, {"y": (1, 5, 6, 6)}, {"w": np.zeros((4, 5, 2, 2), np.float32)})
     assert multiply_accumulates(model) == (4 * 3 * 3) * (5 * 2 * 2)
@@ -45,7 +45,7 @@ def test_batched_product_and_gemm():
     assert by_operator(model) == {"Gemm": 5 * 7 * 6, "MatMul": 2 * 3 * 5 * 4}
 
 
-def test_quantized_weights_count_as_float_ones_do():
+def test_quantized_weights_count_like_float_ones():
     dequantize = helper.make_node("DequantizeLinear", ["w", "scale"], ["w_float"])
     node = helper.make_node("Conv", ["x", "w_float"], ["y"])
     weights = {"w": np.zeros((3, 2, 1, 1), np.int8), "scale": np.float32(0.1)}
@@ -58,14 +58,14 @@ def test_cheap_operators_cost_nothing():
     assert multiply_accumulates(model) == 0
 
 
-def test_a_shape_that_is_not_fixed_is_named():
+def test_dynamic_shape_is_named():
     node = helper.make_node("MatMul", ["a", "b"], ["y"], name="scores")
     model = graph([node], {"a": ("batch", 4), "b": (4, 5)}, {"y": ("batch", 5)})
     with pytest.raises(ExportError, match="scores"):
         multiply_accumulates(model)
 
 
-def test_an_operator_that_cannot_be_counted_is_named():
+def test_operator_that_cannot_be_counted_is_named():
     node = helper.make_node("Einsum", ["a", "b"], ["y"], name="product", equation="ij,jk->ik")
     model = graph([node], {"a": (3, 4), "b": (4, 5)}, {"y": (3, 5)})
     with pytest.raises(ExportError, match="product"):

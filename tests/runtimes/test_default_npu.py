@@ -1,4 +1,4 @@
-"""The default model in integers, compiled for a chip, one pair through all three graphs on the emulator."""
+"""One pair through the default model's three graphs, quantized, compiled and run on the emulator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytest.importorskip(
 
 
 def in_float(path: Path) -> onnx.ModelProto:
-    """The graph of an int8 file with its weights in float32 and without quantizers of activations."""
+    """Return the graph of an int8 file with float32 weights and without activation quantizers."""
     model = onnx.load(path)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     outputs = {value.name for value in model.graph.output}

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle, whole and proved, or nothing at all."""
+"""Export writes a complete, verified bundle or nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def bundle(folder, checkpoint) -> Bundle:
     return Bundle.open(export(checkpoint, folder / "bundle", Options()), thorough=True)
 
 
-def test_the_bundle_holds_three_graphs_for_each_runtime(bundle):
+def test_bundle_has_three_graphs_per_runtime(bundle):
     assert set(bundle.manifest.runtimes) == set(BOTH)
     for runtime, suffix in zip(BOTH, (".onnx", ".xml"), strict=True):
         assert {name: path.name for name, path in bundle.graph_files(runtime).items()} == {
@@ -80,7 +80,7 @@ def test_the_bundle_holds_three_graphs_for_each_runtime(bundle):
         }
 
 
-def test_the_manifest_says_what_the_model_is(bundle, checkpoint):
+def test_manifest_describes_the_model(bundle, checkpoint):
     manifest = bundle.manifest
     assert (manifest.name, manifest.input_size, manifest.word_len, manifest.precision) == ("bundle", 128, 17, "fp32")
     assert manifest.provenance["recipe"] == "random weights"
@@ -94,7 +94,7 @@ def test_the_manifest_says_what_the_model_is(bundle, checkpoint):
         assert graph.macs > 10_000
 
 
-def test_every_graph_and_the_chain_was_compared_in_every_runtime(bundle):
+def test_every_graph_and_the_chain_are_compared_in_every_runtime(bundle):
     float32 = {(row["runtime"], row["graph"]) for row in bundle.manifest.parity if row["precision"] == "float32"}
     assert float32 == {(runtime, graph) for runtime in BOTH for graph in (*GRAPHS, "chain")} | {("pytorch", "chain")}
     assert all(row["max_abs_diff"] <= row["tolerance"] for row in bundle.manifest.parity)
@@ -104,7 +104,7 @@ def test_every_graph_and_the_chain_was_compared_in_every_runtime(bundle):
     assert all(row["tolerance"] < 4e-3 and row["mask_iou"] > 0.99 for row in chains)
 
 
-def test_the_golden_logits_are_those_of_the_network(bundle, checkpoint):
+def test_golden_logits_equal_the_networks(bundle, checkpoint):
     golden = bundle.golden()
     assert len(golden.images) == 2 and len(set(golden.prompts)) == 2
     assert not np.array_equal(golden.images[0], golden.images[1])
@@ -117,7 +117,7 @@ def test_the_golden_logits_are_those_of_the_network(bundle, checkpoint):
     assert golden.logits.std() > 0.01
 
 
-def test_onnx_runtime_alone_gives_the_golden_logits_from_the_files(bundle):
+def test_onnx_runtime_alone_reproduces_the_golden_logits(bundle):
     import onnxruntime
 
     golden, files = bundle.golden(), bundle.graph_files("onnxruntime")
@@ -129,7 +129,7 @@ def test_onnx_runtime_alone_gives_the_golden_logits_from_the_files(bundle):
     np.testing.assert_allclose(known["logits"], golden.logits[1:], atol=1e-3)
 
 
-def test_onnx_files_are_pinned_whole_and_say_nothing_about_this_machine(bundle, root):
+def test_onnx_files_are_pinned_self_contained_and_free_of_local_paths(bundle, root):
     for path in bundle.graph_files("onnxruntime").values():
         model = onnx.load(path, load_external_data=False)
         assert (model.ir_version, [(entry.domain, entry.version) for entry in model.opset_import]) == (8, [("", 18)])
@@ -163,7 +163,7 @@ def test_float16_storage_halves_the_bytes_and_changes_the_logits_little(folder, 
         assert 0 <= row["mIoU"] <= 100 and {"oIoU", "Pr@50", "Pr@90", "precision"} <= set(row)
 
 
-def test_a_corrupted_graph_stops_the_export_and_leaves_nothing(tmp_path, checkpoint, monkeypatch):
+def test_corrupted_graph_stops_the_export_and_leaves_nothing(tmp_path, checkpoint, monkeypatch):
     lower = OnnxTarget.lower
 
     def corrupt(target, name, job):
@@ -186,7 +186,7 @@ def test_a_corrupted_graph_stops_the_export_and_leaves_nothing(tmp_path, checkpo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lowering_that_fails_leaves_what_was_there(checkpoint, bundle, monkeypatch):
+def test_failed_lowering_leaves_the_old_bundle(checkpoint, bundle, monkeypatch):
     def fail(target, name, job):
         (job.folder / "half-written").write_text("...")
         raise ExportError("no room")
@@ -199,7 +199,7 @@ def test_a_lowering_that_fails_leaves_what_was_there(checkpoint, bundle, monkeyp
     assert not [path for path in bundle.path.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_a_module_that_pytorch_cannot_export_is_named():
+def test_module_that_pytorch_cannot_export_is_named():
     class Opaque(torch.nn.Module):
         def forward(self, x):
             return torch.from_numpy(np.sort(x.numpy()))
@@ -208,7 +208,7 @@ def test_a_module_that_pytorch_cannot_export_is_named():
         onnx_graph.trace("text_encoder", Opaque().eval(), {"tokens": torch.zeros(1, 4)}, ["sorted"])
 
 
-def test_weights_that_float16_does_not_hold_stay_as_they_are():
+def test_weights_beyond_float16_stay_unchanged():
     layer = torch.nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1e6, 1.0], [0.1, 2.0]]))
@@ -219,13 +219,13 @@ def test_weights_that_float16_does_not_hold_stay_as_they_are():
     assert onnx_graph.store_as_float16(onnx.helper.make_model(graph)) == 0
 
 
-def test_int8_asks_for_a_quantized_checkpoint(tmp_path, checkpoint):
+def test_int8_needs_a_quantized_checkpoint(tmp_path, checkpoint):
     with pytest.raises(ExportError, match="quantized checkpoint"):
         export(checkpoint, tmp_path / "out", Options(precision="int8"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_vocabulary_is_refused(tmp_path):
+def test_other_vocabularies_are_refused(tmp_path):
     path = tmp_path / "words.pth"
     save_model(path, CRIS(architecture(vocab_size=1000)))
     with pytest.raises(ExportError, match="1000 tokens"):
@@ -233,14 +233,14 @@ def test_another_vocabulary_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_runtime_that_is_not_installed_is_named_with_its_pip_line(tmp_path, checkpoint, monkeypatch):
+def test_missing_runtime_is_named_with_its_pip_command(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setattr("cris_edge.backends.registry.is_available", lambda name: name != "openvino")
     with pytest.raises(RuntimeMissingError, match="pip install openvino"):
         export(checkpoint, tmp_path / "out", Options())
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"runtimes": ("onnxruntime", "tensorflow")}, "tensorflow"),
         ({"runtimes": ()}, "No runtime"),
@@ -250,12 +250,12 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_pip_line(tmp_path, ch
         ({"settings": {"soc": "SM8550"}}, "SM8550"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_before_any_work(given, said):
-    with pytest.raises(OptionError, match=said):
+def test_invalid_options_are_refused_before_any_work(given, message):
+    with pytest.raises(OptionError, match=message):
         Options(**given)
 
 
-def test_a_drop_beyond_the_limit_fails_with_the_figures():
+def test_drop_beyond_the_limit_fails_with_the_metrics():
     before = {"mIoU": 61.0}
     after = {"mIoU": 60.2, "runtime": "openvino", "precision": "bfloat16"}
     require(before, after, "val.jsonl", 0.9)
@@ -266,7 +266,7 @@ def test_a_drop_beyond_the_limit_fails_with_the_figures():
         require(before, {**after, "mIoU": float("nan")}, "val.jsonl", 0.5)
 
 
-def test_the_command_line_says_in_one_line_what_was_wrong(tmp_path):
+def test_command_line_reports_errors_in_one_line(tmp_path):
     wrong = tmp_path / "notes.txt"
     wrong.write_text("not a checkpoint")
     result = CliRunner().invoke(main, ["--checkpoint", str(wrong), "--output", str(tmp_path / "out")])
@@ -284,20 +284,20 @@ def test_wrong_usage_exits_with_2(arguments, tmp_path):
     assert CliRunner().invoke(main, given).exit_code == 2
 
 
-def test_data_that_is_not_there_stops_before_any_work(tmp_path, checkpoint):
+def test_missing_data_stops_before_any_work(tmp_path, checkpoint):
     arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--data", "absent.jsonl"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1 and "absent.jsonl" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_argument_that_the_checkpoint_contradicts_is_an_error(tmp_path, checkpoint):
+def test_argument_that_contradicts_the_checkpoint_is_an_error(tmp_path, checkpoint):
     with pytest.raises(CheckpointError, match="word_len"):
         export(checkpoint, tmp_path / "out", Options(word_len=22))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_exporter_leaves_logging_as_it_was():
+def test_exporter_restores_logging():
     level = logging.getLogger("torch.onnx").level
     with pytest.raises(ExportError):
         onnx_graph.trace("g", torch.nn.Identity(), {}, ["y"])

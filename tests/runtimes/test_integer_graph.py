@@ -1,4 +1,4 @@
-"""The int8 forms, on small graphs written by hand: what is in the file, and what the runtimes make of it."""
+"""The int8 forms of small handwritten graphs: their nodes, and how runtimes execute them."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ GRAPHS = {
 
 @pytest.mark.parametrize("kind", GRAPHS)
 @pytest.mark.parametrize("form", ["onnxruntime", "openvino"])
-def test_the_form_computes_what_the_graph_did(kind: str, form: str) -> None:
+def test_form_computes_the_same_function(kind: str, form: str) -> None:
     make, shape = GRAPHS[kind]
     model = make()
     x = RNG.normal(size=shape).astype(np.float32)
@@ -180,7 +180,7 @@ def test_only_standard_operators() -> None:
             assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET}
 
 
-def test_rows_of_a_table_are_dequantized_one_by_one() -> None:
+def test_only_gathered_rows_of_a_table_are_dequantized() -> None:
     sketch = Sketch((1, 5), TensorProto.INT64)
     model = sketch.model(sketch.add("Gather", sketch.weight(100, 8), "x", axis=0))
     tokens = np.array([[0, 99, 3, 3, 7]])
@@ -190,7 +190,7 @@ def test_rows_of_a_table_are_dequantized_one_by_one() -> None:
     assert not [node for node in lowered.graph.node if node.op_type == "DequantizeLinear"]
 
 
-def test_zero_points_that_are_cast_are_folded() -> None:
+def test_casts_of_zero_points_are_folded() -> None:
     """PyTorch's exporter leaves the cast of a large constant to whoever loads the graph."""
     sketch = Sketch((1, 5), TensorProto.INT64)
     name = sketch.add("Gather", sketch.weight(100, 8), "x", axis=0)
@@ -207,7 +207,7 @@ def test_zero_points_that_are_cast_are_folded() -> None:
     assert integer_share(lowered) > 0.8  # the rows, and a scale for each
 
 
-def test_biases_are_whole_numbers_of_their_layer() -> None:
+def test_biases_are_int32_in_units_of_their_layer() -> None:
     model = lower(convolutions(), "onnxruntime")
     assert sum(tensor.data_type == TensorProto.INT32 and tensor.dims[0] > 1 for tensor in model.graph.initializer) >= 2
     openvino_model = lower(convolutions(), "openvino")
@@ -215,7 +215,7 @@ def test_biases_are_whole_numbers_of_their_layer() -> None:
 
 
 @pytest.mark.parametrize("form", ["onnxruntime", "openvino"])
-def test_an_exact_operand_becomes_integers_and_loses_nothing(form: str) -> None:
+def test_exact_operand_becomes_integers_without_loss(form: str) -> None:
     model = doubled()
     matrix = next(array for array in map(numpy_helper.to_array, model.graph.initializer) if array.shape == (10, 6))
     stored = [numpy_helper.to_array(tensor) for tensor in lower(copied(model), form).graph.initializer]
@@ -224,7 +224,7 @@ def test_an_exact_operand_becomes_integers_and_loses_nothing(form: str) -> None:
 
 
 @pytest.mark.parametrize("spoil", [0.1, -0.25, 64.0])
-def test_an_operand_that_integers_cannot_hold_stays_in_float(spoil: float) -> None:
+def test_operand_that_integers_cannot_hold_stays_float(spoil: float) -> None:
     """Between two steps, below zero, or more than 255 steps of the smallest."""
     model = doubled()
     tensor = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [10, 6])

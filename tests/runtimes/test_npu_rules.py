@@ -1,4 +1,4 @@
-"""Graphs are held against what OpenVINO publishes about its NPU."""
+"""Checks of graphs against the published rules of OpenVINO's NPU."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def write(path: Path, operator: str, shape: list, out: list, kind: int = TensorP
 
 
 @pytest.mark.parametrize("name", ["image_encoder", "text_encoder", "mask_decoder"])
-def test_the_embedded_model_keeps_the_rules(name):
+def test_default_model_keeps_the_rules(name):
     assert npu_rules.check(name, default_model() / "onnx" / f"{name}.onnx").violations == ()
 
 
-def test_a_dynamic_shape_is_named(tmp_path):
+def test_dynamic_shape_is_named(tmp_path):
     found = npu_rules.check("odd", write(tmp_path / "a.onnx", "Relu", ["n", 4], ["n", 4]))
     assert any("static" in violation and "of odd" in violation for violation in found.violations)
 
 
-def test_an_operator_without_entry_is_named(tmp_path):
+def test_unsupported_operator_is_named(tmp_path):
     found = npu_rules.check("odd", write(tmp_path / "a.onnx", "Einsum", [2, 2], [2], equation="ii->i"))
     assert any(violation.startswith("Einsum") for violation in found.violations)
 
@@ -47,7 +47,7 @@ def test_too_many_dimensions_are_named(tmp_path):
     assert any("6 dimensions" in violation for violation in found.violations)
 
 
-def test_without_an_npu_the_record_says_so(tmp_path, caplog):
+def test_record_states_that_there_is_no_npu(tmp_path, caplog):
     files = {
         "odd": write(tmp_path / "odd.onnx", "Relu", ["n", 4], ["n", 4]),
         "even": write(tmp_path / "even.onnx", "Relu", [2, 4], [2, 4]),

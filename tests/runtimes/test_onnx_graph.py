@@ -1,4 +1,4 @@
-"""What is done to an ONNX graph on its way to a file changes none of its results."""
+"""Storing weights as float16 does not change the results of a graph."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def looked_up(*, tied: bool) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_rows_of_a_table_are_cast_and_not_the_table(tied: bool) -> None:
+def test_rows_of_a_table_are_cast_instead_of_the_table(tied: bool) -> None:
     model = looked_up(tied=tied)
     feeds = {"ids": np.array([[5, 0, 3]], np.int64), "x": np.arange(6, dtype=np.float32)}
     before = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
@@ -57,7 +57,7 @@ def test_the_rows_of_a_table_are_cast_and_not_the_table(tied: bool) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_table_that_float16_does_not_hold_stays_as_it_is() -> None:
+def test_table_that_float16_cannot_hold_stays_unchanged() -> None:
     model = looked_up(tied=False)
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(TABLE + np.float32(1e-6), "table"))
     assert onnx_graph.store_as_float16(model) == WEIGHT.nbytes // 2

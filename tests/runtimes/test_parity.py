@@ -1,4 +1,4 @@
-"""The comparison itself: what it lets pass, what it stops, and how it says so."""
+"""Parity checks: what passes, what fails, and the messages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Image(nn.Module):
 
 
 class Text(nn.Module):
-    """A kernel, and a bias with an infinity, as masks have them."""
+    """A kernel, and a bias with an infinity, as in attention masks."""
 
     input_names, output_names = ("tokens",), ("kernel", "mask")
 
@@ -69,10 +69,10 @@ def reference() -> Reference:
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     images = tuple((f"image {i}", random.normal(size=(1, 3, 32, 32)).astype(np.float32)) for i in range(2))
-    sentences = tuple((f"sentence {i}", np.array([[9, i + 1, 0]])) for i in range(2))
+    prompts = tuple((f"prompt {i}", np.array([[9, i + 1, 0]])) for i in range(2))
     probes = Probes(
         images,
-        sentences,
+        prompts,
         ((0, 1), (1, 0), (0, 0)),
         np.zeros((2, 32, 32, 3), np.uint8),
         ("a", "b"),
@@ -80,12 +80,12 @@ def reference() -> Reference:
     )
     modules = tuple(module.eval() for module in (Image(), Text(), Mask()))
     network = of_modules(modules)
-    logits = [network.logits(images[image][1], sentences[text][1]) for image, text in probes.pairs]
+    logits = [network.logits(images[image][1], prompts[text][1]) for image, text in probes.pairs]
     return Reference(probes, modules, logits, 0.35)
 
 
 def altered(reference: Reference, graph: str, tensor: str, change) -> Network:
-    """PyTorch's network, but one tensor of one graph is changed on its way out."""
+    """PyTorch's network with one output of one graph changed."""
     right = of_modules(reference.modules)
     graphs = {name: right._graphs[name] for name in GRAPHS[:3]}
 
@@ -97,7 +97,7 @@ def altered(reference: Reference, graph: str, tensor: str, change) -> Network:
     return Network(graphs | {graph: wrong})
 
 
-def test_the_same_network_passes_and_gives_an_entry_for_each_graph(reference):
+def test_same_network_passes_with_an_entry_per_graph(reference):
     rows = check(reference, of_modules(reference.modules), "onnxruntime", "float32")
     assert [row["graph"] for row in rows] == list(GRAPHS)
     assert all(row["max_abs_diff"] == 0 and row["tolerance"] > 0 for row in rows)
@@ -107,13 +107,13 @@ def test_the_same_network_passes_and_gives_an_entry_for_each_graph(reference):
 @pytest.mark.parametrize(
     ("graph", "tensor"), [("image_encoder", "visual"), ("text_encoder", "kernel"), ("mask_decoder", "logits")]
 )
-def test_a_difference_beyond_the_tolerance_names_graph_runtime_and_tensor(reference, graph, tensor):
+def test_difference_beyond_the_tolerance_names_graph_runtime_and_tensor(reference, graph, tensor):
     network = altered(reference, graph, tensor, lambda array: array + 3e-3 * max(1.0, float(np.abs(array).max())))
     with pytest.raises(ExportError, match=rf"{graph} .* openvino .* float32: {tensor} differs by 0\.00\d+ for "):
         check(reference, network, "openvino", "float32")
 
 
-def test_a_difference_within_the_tolerance_is_recorded(reference):
+def test_difference_within_the_tolerance_is_recorded(reference):
     network = altered(reference, "mask_decoder", "logits", lambda array: array + np.float32(5e-4))
     rows = {row["graph"]: row for row in check(reference, network, "openvino", "float32")}
     for graph in ("mask_decoder", CHAIN):
@@ -122,7 +122,7 @@ def test_a_difference_within_the_tolerance_is_recorded(reference):
     assert rows["image_encoder"]["max_abs_diff"] == 0
 
 
-def test_errors_that_only_add_up_in_the_chain_are_found(reference):
+def test_errors_that_add_up_only_in_the_chain_are_found(reference):
     # Within the tolerance of the feature, not within that of the logits: the network is fed a larger kernel here.
     scaled = [logits + np.float32(2e-3) for logits in reference.logits]
     other = Reference(reference.probes, reference.modules, scaled, reference.threshold)
@@ -140,13 +140,13 @@ def test_not_a_number_is_a_mismatch(reference):
         check(reference, altered(reference, "mask_decoder", "logits", poison), "onnxruntime", "float32")
 
 
-def test_an_output_of_another_shape_is_a_mismatch(reference):
+def test_output_of_another_shape_is_a_mismatch(reference):
     network = altered(reference, "image_encoder", "visual", lambda array: array[:, :3])
     with pytest.raises(ExportError, match="visual"):
         check(reference, network, "onnxruntime", "float32")
 
 
-def test_bfloat16_may_differ_as_far_as_pytorch_in_bfloat16_does_and_not_much_more(reference):
+def test_bfloat16_tolerance_follows_pytorch_in_bfloat16(reference):
     rows = check(reference, of_modules(reference.modules, "bfloat16"), "openvino", "bfloat16")
     chain = rows[-1]
     assert FLOAT32 < chain["max_abs_diff"] < chain["tolerance"] < 1
@@ -160,19 +160,19 @@ def test_bfloat16_may_differ_as_far_as_pytorch_in_bfloat16_does_and_not_much_mor
         )
 
 
-def test_a_precision_without_a_stated_tolerance_is_refused(reference):
+def test_precision_without_a_tolerance_is_refused(reference):
     with pytest.raises(ExportError, match="int4"):
         check(reference, of_modules(reference.modules), "openvino", "int4")
 
 
-def test_rounded_weights_are_held_against_the_network_before(reference):
+def test_rounded_weights_are_compared_with_the_original_network(reference):
     row = check_storage(reference, [logits + np.float32(1e-4) for logits in reference.logits])
     assert row["max_abs_diff"] == pytest.approx(1e-4, rel=1e-2) and row["mask_iou"] > 0.9
     with pytest.raises(ExportError, match="float16"):
         check_storage(reference, [logits * 1.2 for logits in reference.logits])
 
 
-def test_what_float32_rounds_in_pytorch_widens_the_tolerance_of_the_chain_alone(reference):
+def test_rounding_in_pytorch_widens_only_the_tolerance_of_the_chain(reference):
     assert reference.tolerances("float32")[CHAIN, "logits"] == FLOAT32
     loose = replace(reference, rounding=1e-3).tolerances("float32")
     assert loose[CHAIN, "logits"] == SLACK * 1e-3 and loose["mask_decoder", "logits"] == FLOAT32
@@ -184,14 +184,14 @@ def test_logits_far_beyond_saturation_are_compared_relative_to_it(reference):
     assert large.tolerances("float32")[CHAIN, "logits"] == pytest.approx(FLOAT32 * largest / SATURATED)
 
 
-def test_the_deploy_form_is_held_against_the_trained_network(reference):
+def test_deploy_form_is_compared_with_the_trained_network(reference):
     row = check_deploy(reference)
     assert row["max_abs_diff"] == 0 and row["mask_iou"] == 1
     with pytest.raises(ExportError, match="deploy form"):
         check_deploy(replace(reference, logits=[logits + np.float32(0.1) for logits in reference.logits]))
 
 
-def test_the_cost_of_precisions_that_this_machine_lacks_is_stated(reference):
+def test_costs_of_precisions_that_this_machine_lacks_are_stated(reference):
     bfloat16, float16 = state_reduced(reference)
     assert (bfloat16["precision"], float16["precision"]) == ("bfloat16", "float16")
     assert 0 < float16["max_abs_diff"] < bfloat16["max_abs_diff"] < 0.1  # eleven bits and eight
@@ -222,7 +222,7 @@ def test_example_inputs_follow_the_names(reference):
     }
 
 
-def test_a_decoder_input_that_no_encoder_gives_is_named(reference):
+def test_decoder_input_that_no_encoder_returns_is_named(reference):
     decoder = Mask()
     decoder.input_names = ("visual", "depth")
     with pytest.raises(ExportError, match="depth"):
@@ -240,7 +240,7 @@ def test_largest_difference_of_infinities_and_nan():
 
 
 @pytest.mark.parametrize("word_len", [3, 17, 22, 77])
-def test_the_long_sentence_fills_every_token(word_len):
+def test_full_length_prompt_fills_every_token(word_len):
     from cris_edge.tokenizer import Tokenizer
 
     tokens = Tokenizer()(full_length(word_len), length=word_len)

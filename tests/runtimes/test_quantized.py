@@ -1,4 +1,4 @@
-"""A quantized module from PyTorch to the files of both runtimes: the same numbers, in integers."""
+"""A quantized PyTorch module lowered to both runtimes gives the same numbers, in integers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from runtimes.quantized import FORMS, _exportable, module_in_form, trace
 
 
 class Layers(nn.Module):
-    """What the deploy modules are made of: convolutions that are added, pooling, attention, a norm."""
+    """Parts of the deploy modules: added convolutions, pooling, attention, a norm."""
 
     input_names = ("image",)
     output_names = ("out",)
@@ -76,7 +76,7 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(found - expected).mean() < 0.005 * np.abs(expected).max()
 
 
-def test_onnx_runtime_computes_pytorchs_numbers_in_integers(
+def test_onnx_runtime_matches_pytorch_in_integers(
     graphs: dict[str, onnx.ModelProto],
     modules: dict[str, nn.Module],
     samples: list[tuple[torch.Tensor]],
@@ -99,7 +99,7 @@ def test_onnx_runtime_computes_pytorchs_numbers_in_integers(
     assert found["Conv"] == found["Gemm"] == found["MatMulNBits"] == found["FusedConv"] == 0
 
 
-def test_openvino_computes_pytorchs_numbers_in_integers(
+def test_openvino_matches_pytorch_in_integers(
     graphs: dict[str, onnx.ModelProto], modules: dict[str, nn.Module], samples: list[tuple[torch.Tensor]]
 ) -> None:
     core = ov.shared_core(ov.load())
@@ -114,7 +114,7 @@ def test_openvino_computes_pytorchs_numbers_in_integers(
     assert kinds["FullyConnected", "u8"] + kinds["FullyConnected", "i8"] == 4
 
 
-def test_weights_are_integers_and_nothing_is_custom(graphs: dict[str, onnx.ModelProto]) -> None:
+def test_weights_are_integers_and_operators_standard(graphs: dict[str, onnx.ModelProto]) -> None:
     for graph in graphs.values():
         assert integer_share(graph) > 0.99
         assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
@@ -127,7 +127,7 @@ def test_openvino_adds_in_float(graphs: dict[str, onnx.ModelProto]) -> None:
     assert activations(graphs["openvino"]) == activations(graphs["onnxruntime"]) - 2  # of the two that are added
 
 
-def test_biases_are_those_of_the_integer_graph(
+def test_biases_match_the_integer_graph(
     quantized: nn.Module, modules: dict[str, nn.Module], samples: list[tuple[torch.Tensor]]
 ) -> None:
     told: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def test_biases_are_those_of_the_integer_graph(
         assert 0 < (settled[name] - before[name]).abs().max() < 1e-2
 
 
-def test_export_leaves_the_module_as_it_was(quantized: nn.Module, samples: list[tuple[torch.Tensor]]) -> None:
+def test_export_does_not_change_the_module(quantized: nn.Module, samples: list[tuple[torch.Tensor]]) -> None:
     before = [(hook.low, hook.high, hook.enabled, hook.scale.requires_grad) for _, hook in quantizers(quantized)]
     with torch.no_grad():
         expected = quantized(*samples[1])
@@ -151,19 +151,19 @@ def test_export_leaves_the_module_as_it_was(quantized: nn.Module, samples: list[
     assert before == after
 
 
-def test_a_layer_spared_stays_in_float(quantized: nn.Module, samples: list[tuple[torch.Tensor]]) -> None:
-    spared = copy.deepcopy(quantized)
-    for place, hook in quantizers(spared):
+def test_excluded_layer_stays_float(quantized: nn.Module, samples: list[tuple[torch.Tensor]]) -> None:
+    excluded = copy.deepcopy(quantized)
+    for place, hook in quantizers(excluded):
         if "last/linear" in place:
             hook.enabled = False
-    graph = trace("image_encoder", spared, {"image": samples[0][0]}, ("out",), "onnxruntime")
+    graph = trace("image_encoder", excluded, {"image": samples[0][0]}, ("out",), "onnxruntime")
     floats = [tensor for tensor in graph.graph.initializer if list(tensor.dims) in ([8, 16], [16, 8])]
     assert [tensor.data_type for tensor in floats] == [onnx.TensorProto.FLOAT]
 
 
 @pytest.mark.slow
 def test_a_network_in_both_runtimes_against_pytorch(tmp_path: Path) -> None:
-    """All three graphs, lowered, compared and refused where they are not what they should be."""
+    """Lower and compare all three graphs, and refuse float ones."""
     from cris_edge.bundle.manifest import GRAPHS
     from cris_edge.tokenizer import Tokenizer
     from quantization.deploy_network import DeployNetwork
@@ -211,6 +211,6 @@ def test_a_network_in_both_runtimes_against_pytorch(tmp_path: Path) -> None:
         reference.tolerances("float32")
 
 
-def test_an_unknown_form_is_refused() -> None:
+def test_unknown_form_is_refused() -> None:
     with pytest.raises(ExportError, match="tensorrt"):
         trace("image_encoder", nn.Identity(), {}, (), "tensorrt")

@@ -1,6 +1,6 @@
-"""Integer convolutions on processors without VNNI, which add products of 8 bits in 16: what overflows, what does not.
+"""Overflow of integer convolutions on CPUs without VNNI, which add 8-bit products in 16 bits.
 
-OpenVINO can be told to use older instructions than the processor has; ONNX Runtime cannot.
+OpenVINO can use older instructions than the CPU has; ONNX Runtime cannot.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ print([op.get_rt_info()["primitiveType"].astype(str) for op in compiled.get_runt
 
 
 def convolution(level: int) -> onnx.ModelProto:
-    """A 1x1 convolution in integers, of ones, all its weights at one `level`."""
+    """A 1x1 integer convolution of ones with every weight at `level`."""
     constants = {
         "x_scale": np.float32(1 / 255),
         "x_zero": np.uint8(0),
@@ -58,7 +58,7 @@ def convolution(level: int) -> onnx.ModelProto:
 
 
 def largest(level: int, instructions: str | None, folder: Path) -> float:
-    """What OpenVINO computes, in a process of its own: instructions are chosen once."""
+    """OpenVINO's largest output, in its own process because the instruction set is chosen once."""
     path = folder / "convolution.onnx"
     onnx.save(convolution(level), path)
     environment = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": instructions} if instructions else {})}
@@ -67,12 +67,12 @@ def largest(level: int, instructions: str | None, folder: Path) -> float:
     )
     value, kernel = result.stdout.split()
     if instructions and "avx512" in kernel:
-        pytest.skip(f"this OpenVINO runs {kernel} although it was told to use {instructions}")
+        pytest.skip(f"this OpenVINO runs {kernel} despite {instructions}")
     return float(value)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are instructions of x86")
-def test_weights_of_eight_bits_overflow_without_vnni_and_seven_do_not(tmp_path: Path) -> None:
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 instructions")
+def test_eight_bit_weights_overflow_without_vnni_and_seven_bit_weights_do_not(tmp_path: Path) -> None:
     assert largest(127, "AVX2", tmp_path) < 0.6 * CHANNELS  # two products of 255 * 127 are past 2**15
     assert largest(63, "AVX2", tmp_path) == pytest.approx(CHANNELS * 63 / 127, rel=0.01)
     if "avx512_vnni" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False:

@@ -1,4 +1,4 @@
-"""Graphs for Qualcomm's HTP: in integers throughout, compiled whole or not at all, run by the emulator."""
+"""Graphs for Qualcomm's HTP: quantized throughout, compiled as a whole, run by the emulator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compiler() -> Compiler:
 
 
 def network() -> onnx.ModelProto:
-    """A convolution, a layer norm with attention-like products over what must not be seen, and a sum."""
+    """A convolution, a layer norm with masked attention-like products, and a sum."""
     random = np.random.default_rng(0)
     constants = {
         "weight": random.normal(size=(CHANNELS, 3, 3, 3)).astype(np.float32) / 5,
@@ -87,7 +87,7 @@ def test_quantized_graphs_keep_names_shapes_and_values(ranges, expected, bits, a
     assert 0 < np.abs(found - expected).max() < allowed
 
 
-def test_every_value_is_an_integer_between_operators(ranges):
+def test_all_values_between_operators_are_quantized(ranges):
     model = qdq.quantize(ranges, "int16")
     quantized = {"QuantizeLinear", "DequantizeLinear"}
     made = {output: node for node in model.graph.node for output in node.output}
@@ -98,7 +98,7 @@ def test_every_value_is_an_integer_between_operators(ranges):
         assert set(sources) <= {"DequantizeLinear"}, f"{node.name} takes floats"
 
 
-def test_more_bits_are_closer(ranges, expected):
+def test_more_bits_are_more_accurate(ranges, expected):
     errors = [
         np.abs(OnCpu(qdq.quantize(ranges, bits).SerializeToString())(images(1)[0])["out"] - expected).mean()
         for bits in qdq.ACTIVATIONS
@@ -106,16 +106,16 @@ def test_more_bits_are_closer(ranges, expected):
     assert errors[2] < errors[1] < errors[0]
 
 
-def test_what_is_unseen_stays_within_reach_of_the_scores(ranges):
+def test_attention_penalty_stays_within_range_of_the_scores(ranges):
     penalty = next(tensor for tensor in ranges.model.graph.initializer if tensor.name == "penalty")
     assert numpy_helper.to_array(penalty).max() == qdq.OUT_OF_SIGHT
     tensors = {"a": np.array([0, UNSEEN, 3], np.float32), "tokens": np.array([int(UNSEEN)])}
     moved = qdq.in_reach(tensors)
     assert moved["a"].tolist() == [0, qdq.OUT_OF_SIGHT, 3]
-    assert moved["tokens"].tolist() == [int(UNSEEN)], "a token of that number is a word"
+    assert moved["tokens"].tolist() == [int(UNSEEN)], "a token with this id is a word"
 
 
-def test_quantizer_says_nothing_to_users(caplog, ranges):
+def test_quantizer_logs_nothing(caplog, ranges):
     with caplog.at_level(logging.INFO):
         before = logging.getLogger().level
         qdq.quantize(ranges, "int8")
@@ -124,7 +124,7 @@ def test_quantizer_says_nothing_to_users(caplog, ranges):
 
 
 @pytest.mark.parametrize("bits", qdq.ACTIVATIONS)
-def test_the_htp_takes_the_whole_graph_and_the_emulator_computes_it(compiler, ranges, expected, tmp_path, bits):
+def test_whole_graph_is_compiled_and_emulated(compiler, ranges, expected, tmp_path, bits):
     from cris_edge.backends import qnn as backends_qnn
     from cris_edge.backends import registry
     from cris_edge.backends.base import BackendOptions
@@ -136,7 +136,7 @@ def test_the_htp_takes_the_whole_graph_and_the_emulator_computes_it(compiler, ra
     source.write_bytes(model.SerializeToString())
     compiler.compile(source, target)
     written = onnx.load(target)
-    assert [node.op_type for node in written.graph.node] == ["EPContext"], "nothing is left outside the binary"
+    assert [node.op_type for node in written.graph.node] == ["EPContext"], "the binary holds the whole graph"
     assert {entry.key: entry.value for entry in written.metadata_props} == {
         backends_qnn.ACTIVATIONS: bits,
         "soc": "SM8650",
@@ -151,7 +151,7 @@ def test_the_htp_takes_the_whole_graph_and_the_emulator_computes_it(compiler, ra
     assert np.abs(found - expected).max() < 0.1
 
 
-def test_chips_differ(compiler, ranges, tmp_path):
+def test_binaries_of_chips_differ(compiler, ranges, tmp_path):
     source = tmp_path / "small.onnx"
     source.write_bytes(qdq.quantize(ranges, "int8").SerializeToString())
     binaries = []
@@ -161,10 +161,10 @@ def test_chips_differ(compiler, ranges, tmp_path):
         binaries.append(next(entry.s for entry in node.attribute if entry.name == "ep_cache_context"))
     same = np.frombuffer(binaries[0][: min(map(len, binaries))], np.uint8)
     other = np.frombuffer(binaries[1][: len(same)], np.uint8)
-    assert (same != other).mean() > 0.01, "a chip that is ignored gives the default's binary"
+    assert (same != other).mean() > 0.01, "an ignored chip gives the default's binary"
 
 
-def test_an_operator_that_the_htp_does_not_take_is_named(compiler, tmp_path):
+def test_unsupported_operator_is_named(compiler, tmp_path):
     graph = helper.make_graph(
         [helper.make_node("Det", ["x"], ["y"], "determinant")],
         "odd",
@@ -182,7 +182,7 @@ def test_an_operator_that_the_htp_does_not_take_is_named(compiler, tmp_path):
     ("agreements", "chosen"),
     [((0.985, 0.99, 0.993), 0), ((0.97, 0.99, 0.993), 1), ((0.90, 0.97, 0.99), 2), ((0.5, 0.6, 0.4), 0)],
 )
-def test_the_fewest_bits_that_cost_little_are_chosen(monkeypatch, agreements, chosen):
+def test_fewest_bits_within_the_tolerance_are_chosen(monkeypatch, agreements, chosen):
     known = dict(zip(qdq.ACTIVATIONS, agreements, strict=True))
     monkeypatch.setattr(qdq, "Ranges", lambda model, samples: model)
     monkeypatch.setattr(qdq, "quantize", lambda ranges, bits: bits)
@@ -191,7 +191,7 @@ def test_the_fewest_bits_that_cost_little_are_chosen(monkeypatch, agreements, ch
     assert found == (qdq.ACTIVATIONS[chosen],) * 2
 
 
-def test_quantizers_of_pytorch_are_off_while_ranges_are_learnt():
+def test_fake_quantizers_are_disabled_during_calibration():
     import torch
 
     from quantization.quantizers import activation_quantizer
@@ -205,7 +205,7 @@ def test_quantizers_of_pytorch_are_off_while_ranges_are_learnt():
     assert [part.enabled for part in module] == [True, False]
 
 
-def test_long_lists_of_refused_operators_are_cut():
+def test_long_lists_of_operators_are_cut():
     message = unsupported("image_encoder", [f"Det node{number}" for number in range(9)])
     assert "Det node4 and 4 more of the graph image_encoder" in message
     assert "node5" not in message
@@ -216,19 +216,19 @@ def test_chips_are_found_in_any_case(name):
     assert socs.find(name).settings == {"soc_model": "57", "htp_arch": "75"}
 
 
-def test_unknown_chips_are_refused_with_the_list():
+def test_unknown_chips_are_refused_with_a_list():
     with pytest.raises(OptionError) as error:
         socs.find("SM9999")
     for name in socs.SOCS:
         assert name in str(error.value)
 
 
-def test_chips_are_each_another():
+def test_chips_have_distinct_numbers():
     assert len({soc.model for soc in socs.SOCS.values()}) == len(socs.SOCS)
     assert all(soc.arch in (68, 69, 73, 75, 79, 81) for soc in socs.SOCS.values())
 
 
-def test_export_wants_a_chip_and_knows_it():
+def test_export_needs_a_known_chip():
     with pytest.raises(OptionError, match=r"name it with --soc: SM8350, "):
         Options(runtimes=("onnxruntime", "qnn"))
     with pytest.raises(OptionError, match=r"The chip 'banana' is not one"):
@@ -240,8 +240,8 @@ def test_export_wants_a_chip_and_knows_it():
 
 
 @pytest.mark.slow
-def test_a_checkpoint_becomes_a_bundle_that_the_emulator_runs(compiler, tmp_path):
-    """The whole way with a network of random weights; about two minutes."""
+def test_exported_bundle_runs_on_the_emulator(compiler, tmp_path):
+    """Export a network of random weights end to end; about two minutes."""
     import torch
 
     from cris_edge import Segmenter
