@@ -1,4 +1,4 @@
-"""What all tests share. Nothing heavy is imported here: a test that needs torch or a runtime imports it itself."""
+"""Fixtures of all tests. Imports nothing heavy: tests that need torch or a runtime import it themselves."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-# Set before anything imports torch: the suite is many small products, which more threads only slow down.
+# Set before anything imports torch: the tests are many small products, which more threads only slow down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-# ONNX Runtime starts to report home when it is imported, unless this is set before; a test may import it first.
+# Set before a test imports ONNX Runtime, which otherwise sends telemetry from its import on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session", params=["tests/data", "shared/data/golden"])
 def golden(request: pytest.FixtureRequest) -> Path:
-    """A folder of numbers from the reference implementation: the part in the checkout, then all of them beside it."""
+    """A folder of outputs of the reference implementation: the part in the checkout, then all of them beside it."""
     if request.param == "tests/data":
         return TEST_DATA
     shared: Path = request.getfixturevalue("shared_data")
@@ -34,7 +34,7 @@ def golden(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Golden numbers and photos that lie beside the checkout and are not part of the project."""
+    """Reference outputs and photos beside the checkout, which are not part of the project."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"reference data is absent: no folder {SHARED_DATA.relative_to(ROOT.parent)} beside the checkout")
     return SHARED_DATA

@@ -1,4 +1,4 @@
-"""The import arrows: benchmarks, examples, tests -> runtimes -> quantization -> training -> cris_edge, never back."""
+"""Import rules: benchmarks, examples, tests -> runtimes -> quantization -> training -> cris_edge, never back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FOLDERS = ("cris_edge", "training", "quantization", "runtimes", "benchmarks", "examples", "tests")
 
-# Which of the project's own folders a folder may import from.
+# The folders of the project that a folder may import from.
 ARROWS = {
     "cris_edge": {"cris_edge"},
     "training": {"training", "cris_edge"},
@@ -25,9 +25,7 @@ ARROWS = {
     "tests": set(FOLDERS),
 }
 
-RUNTIMES = {"onnxruntime", "onnxruntime_qnn", "openvino"}
-
-# The rooms of the SDK from top to bottom: a room may import from its own level and from those below it.
+# The rooms of the SDK from top to bottom: a room may import from its own level and below.
 ROOMS = (
     {"cli", "serve", "bulk", "__main__"},
     {"doctor", "media", "benchmark"},
@@ -36,7 +34,7 @@ ROOMS = (
     {"device", "files", "errors"},
 )
 
-# Libraries that an app may lack: the one file of the SDK that imports each, inside a function.
+# Optional libraries, and the one file of the SDK that imports each, inside a function.
 OPTIONAL = {
     "PIL": "cris_edge/image/decoding.py",
     "onnxruntime": "cris_edge/backends/ort.py",
@@ -47,7 +45,7 @@ OPTIONAL = {
     "starlette": "cris_edge/serve/app.py",
     "uvicorn": "cris_edge/serve/server.py",
 }
-# Libraries that every install has, and the rooms that may import them.
+# Required libraries, and the rooms that may import them.
 REQUIRED = {
     "click": "cris_edge/cli/",
     "cv2": "cris_edge/",
@@ -57,17 +55,14 @@ REQUIRED = {
 }
 RUNTIMES = {"onnxruntime", "onnxruntime_qnn", "openvino"}
 
-# What a folder may not import from outside.
+# Libraries that a folder may not import.
 FOREIGN = {
     "training": RUNTIMES | {"onnx", "nncf"},
     "quantization": RUNTIMES | {"onnx"},
     "examples": RUNTIMES | {"torch", "onnx", "nncf"},
 }
 
-# Names that two modules still share; the list only gets shorter.
-KNOWN_TWINS: set[str] = set()
-
-# Circles that are still to be taken apart; the list only gets shorter.
+# Circular imports that remain; the list only gets shorter.
 KNOWN_CIRCLES = [
     {"training.evaluate", "training.gallery"},
 ]
@@ -136,7 +131,7 @@ class _Walker(ast.NodeVisitor):
 
 
 def walk(file: str, source: str) -> list[Import]:
-    """Every import of a file, `importlib.import_module("name")` included."""
+    """Return every import of a file, including `importlib.import_module("name")`."""
     walker = _Walker(file)
     walker.visit(ast.parse(source, filename=file))
     return walker.found
@@ -155,7 +150,7 @@ def imports(folder: str) -> list[Import]:
 
 
 def public_names() -> set[str]:
-    """`cris_edge.__all__`, read without importing the package."""
+    """Read `cris_edge.__all__` without importing the package."""
     tree = ast.parse((ROOT / "cris_edge" / "__init__.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
@@ -164,7 +159,7 @@ def public_names() -> set[str]:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_own_folders_follow_the_arrows(folder: str) -> None:
+def test_folders_follow_the_arrows(folder: str) -> None:
     wrong = [
         f"{found.where} imports {found.module}"
         for found in imports(folder)
@@ -174,12 +169,12 @@ def test_own_folders_follow_the_arrows(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", sorted(FOREIGN))
-def test_foreign_packages_stay_in_their_rooms(folder: str) -> None:
+def test_folders_do_not_import_excluded_libraries(folder: str) -> None:
     wrong = [f"{found.where} imports {found.module}" for found in imports(folder) if found.top in FOREIGN[folder]]
     assert not wrong
 
 
-def test_sdk_imports_only_what_an_app_embeds() -> None:
+def test_sdk_imports_only_listed_libraries() -> None:
     wrong = []
     for found in imports("cris_edge"):
         if found.top in sys.stdlib_module_names or found.top == "cris_edge":
@@ -196,11 +191,11 @@ def test_each_optional_library_is_imported_in_its_file() -> None:
 
 
 def room(module: str) -> str:
-    """The room of a module of the SDK; the module's own name where it lies at the top."""
+    """Return the room of a module of the SDK; a top-level module is its own room."""
     return module.split(".")[1]
 
 
-def test_rooms_of_the_sdk_follow_the_arrows() -> None:
+def test_rooms_follow_the_arrows() -> None:
     level = {name: number for number, names in enumerate(ROOMS) for name in names}
     wrong = []
     for found in imports("cris_edge"):
@@ -213,7 +208,7 @@ def test_rooms_of_the_sdk_follow_the_arrows() -> None:
 
 
 def modules() -> dict[str, set[str]]:
-    """Every module of the project's packages, with the modules that it imports, inside functions too."""
+    """Return every module of the packages with the modules that it imports, inside functions too."""
     paths = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for folder in FOLDERS[:5]
@@ -236,7 +231,7 @@ def modules() -> dict[str, set[str]]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[set[str]]:
-    """The strongly connected components of more than one module (Tarjan, 1972)."""
+    """Return the strongly connected components of more than one module (Tarjan, 1972)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -263,16 +258,16 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
     return found
 
 
-def test_imports_form_no_circles() -> None:
+def test_there_are_no_circular_imports() -> None:
     assert [sorted(circle) for circle in circles(modules()) if circle not in KNOWN_CIRCLES] == []
 
 
-def test_the_search_for_circles_sees_them() -> None:
+def test_circular_imports_are_found() -> None:
     graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
     assert sorted(map(sorted, circles(graph))) == [["a", "b", "c"], ["d", "e"]]
 
 
-def test_examples_use_the_public_names_only() -> None:
+def test_examples_use_only_public_names() -> None:
     public = public_names()
     wrong = []
     for path in files("examples"):
@@ -298,18 +293,18 @@ def test_module_names_are_unique() -> None:
             file = path.relative_to(ROOT).as_posix()
             if not path.stem.startswith("__") and not file.startswith("cris_edge/cli/"):
                 names.setdefault(path.stem, []).append(file)
-    assert {name: places for name, places in names.items() if len(places) > 1 and name not in KNOWN_TWINS} == {}
+    assert {name: places for name, places in names.items() if len(places) > 1} == {}
 
 
 def test_file_names_never_shadow_a_library() -> None:
     libraries = RUNTIMES | {"torch", "onnx", "nncf", "tqdm", "matplotlib", "skimage", "PIL", *REQUIRED}
     shadows = [path for folder in FOLDERS for path in files(folder) if path.stem in libraries]
-    # An example is run as a script, which puts its own folder in front of the standard library.
+    # A script puts its own folder before the standard library on the path.
     shadows += [path for path in files("examples") if path.stem in sys.stdlib_module_names]
     assert not [path.relative_to(ROOT).as_posix() for path in shadows]
 
 
-def test_the_walker_sees_what_it_must_see() -> None:
+def test_the_walker_finds_every_import() -> None:
     source = """
 import os, openvino as ov
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`import cris_edge` is light, and its public surface is an explicit list."""
+"""`import cris_edge` is light, and its public names are an explicit list."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-# The public surface. A name added or removed is a decision: change it here and in the changelog.
+# Change a public name here and in the changelog.
 PUBLIC = [
     "Segmentation",
     "Segmenter",
     "__version__",
 ]
 
-# What must not come along with `import cris_edge`: training, runtimes, and what takes tens of milliseconds to load.
+# Libraries that `import cris_edge` must not load: training, runtimes, and slow imports.
 HEAVY = ["torch", "onnxruntime", "openvino", "nncf", "onnx", "cv2", "tokenizers", "ftfy", "click", "PIL", "matplotlib"]
 
 
@@ -37,7 +37,7 @@ def run(code: str, cwd: Path) -> str:
 
 
 def loaded(code: str, cwd: Path) -> set[str]:
-    """The top-level modules that a fresh interpreter holds after running `code`."""
+    """Return the top-level modules loaded in a fresh interpreter after running `code`."""
     printed = run(
         f"{code}\nimport json, sys\nprint(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))", cwd
     )
@@ -68,7 +68,7 @@ def test_command_line_help_needs_no_runtime(root: Path) -> None:
     assert not modules.intersection({"torch", "onnxruntime", "openvino", "cv2", "tokenizers"})
 
 
-def test_public_surface_is_the_list() -> None:
+def test_public_names_are_the_list() -> None:
     import cris_edge
 
     assert sorted(cris_edge.__all__) == sorted(PUBLIC)
@@ -82,7 +82,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = cris_edge.no_such_name
 
 
-def test_version_is_the_one_of_the_wheel(root: Path) -> None:
+def test_version_equals_that_of_the_wheel(root: Path) -> None:
     import cris_edge
 
     declared = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What the tests of the SDK share."""
+"""Fixtures of the SDK's tests."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports ONNX Runtime, as the backend does it: tests that import it directly send nothing either.
+# Before anything imports ONNX Runtime, as in the backend, so that tests that import it directly send no telemetry.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache folder, for this run alone."""
+    """A temporary cache folder for this run."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -25,7 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small real bundle that finds colours; not to be written to."""
+    """A small real bundle that finds colours; read-only."""
     pytest.importorskip("onnx", reason="the bundle of the tests is built with onnx")
     from tests.cris_edge.tiny_bundle import build
 
@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model with the same tensors."""
+    """A different model with the same tensors."""
     pytest.importorskip("onnx", reason="the bundle of the tests is built with onnx")
     from tests.cris_edge.tiny_bundle import build
 
@@ -43,7 +43,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", params=["onnxruntime", "openvino"])
 def runtime(request: pytest.FixtureRequest) -> str:
-    """Each runtime that this package knows, where it is installed."""
+    """Each built-in CPU runtime that is installed."""
     name: str = request.param
     pytest.importorskip(name)
     return name

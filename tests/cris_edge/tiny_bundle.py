@@ -1,8 +1,8 @@
-"""A bundle of real graphs that is small enough to be built by every test run, and that means something.
+"""A meaningful bundle of real graphs, small enough to build in every test run.
 
-It is no trained network: it finds one of three colours. The text encoder turns "red", "green" and "blue" into weights
-of three channels, the image encoder measures how much each pixel has of each colour, the mask decoder multiplies. The
-tensors are those that every bundle has, and each of them takes part, so that a lost one changes the logits.
+It is not trained; it finds one of three colours. The text encoder maps "red", "green" and "blue" to weights of three
+channels, the image encoder measures how much of each colour a pixel has, and the mask decoder multiplies them. It has
+the tensors of every bundle, and each affects the logits, so that a missing one is noticed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IMAGE_FEATURES, TEXT_FEATURES = tuple(FEATURES)[:3], tuple(FEATURES)[3:]
 
 
 def picture(left: str, right: str, height: int = 96, width: int = 160) -> NDArray[np.uint8]:
-    """(height, width, 3): one colour on the left half, another on the right."""
+    """Return (height, width, 3) uint8 with one colour on the left half and another on the right."""
     image = np.empty((height, width, 3), np.uint8)
     image[:, : width // 2] = RGB[left]
     image[:, width // 2 :] = RGB[right]
@@ -50,7 +50,7 @@ def picture(left: str, right: str, height: int = 96, width: int = 160) -> NDArra
 
 
 def graphs(gain: float = 16.0) -> dict[str, onnx.ModelProto]:
-    """The three graphs; another `gain` makes another model of them."""
+    """Build the three graphs; a different `gain` makes a different model."""
     return {"image_encoder": _image_encoder(), "text_encoder": _text_encoder(), "mask_decoder": _mask_decoder(gain)}
 
 

@@ -1,4 +1,4 @@
-"""The engine starts everything that a first call needs, at the same time where that pays, and tells what failed."""
+"""The engine loads what a first call needs, in parallel where that is faster, and reports failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cris_edge.errors import DeviceError
 
 
 class Recorder:
-    """A backend without any runtime; `compiling` and `running` are called with a graph's name at the time of each."""
+    """A backend without a runtime; `compiling` and `running` are called with the graph's name."""
 
     name = "onnxruntime"
     compiles_together = True
@@ -51,19 +51,19 @@ def image() -> NDArray[np.uint8]:
     return np.zeros((48, 64, 3), np.uint8)
 
 
-def test_graphs_of_a_small_model_are_compiled_at_the_same_time(tiny: Path) -> None:
+def test_small_graphs_are_compiled_in_parallel(tiny: Path) -> None:
     meeting = threading.Barrier(len(GRAPHS), timeout=20)
     Segmenter(tiny, runtime=Recorder(lambda _: meeting.wait()))
 
 
-def test_large_graphs_are_compiled_one_after_the_other(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_graphs_are_compiled_sequentially(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TOGETHER", 0)
     seen: list[tuple[str, threading.Thread]] = []
     Segmenter(tiny, runtime=Recorder(lambda name: seen.append((name, threading.current_thread()))))
     assert seen == [(name, threading.current_thread()) for name in GRAPHS]
 
 
-def test_backends_that_do_not_say_so_are_asked_for_one_graph_at_a_time(tiny: Path) -> None:
+def test_other_backends_compile_sequentially(tiny: Path) -> None:
     seen: list[threading.Thread] = []
     backend = Recorder(lambda _: seen.append(threading.current_thread()))
     backend.compiles_together = False
@@ -71,7 +71,7 @@ def test_backends_that_do_not_say_so_are_asked_for_one_graph_at_a_time(tiny: Pat
     assert seen == [threading.current_thread()] * len(GRAPHS)
 
 
-def test_the_first_graph_that_fails_is_told(tiny: Path) -> None:
+def test_the_first_failing_graph_is_reported(tiny: Path) -> None:
     def fail(name: str) -> None:
         if name != "image_encoder":
             raise DeviceError(f"no room for the {name}")
@@ -81,14 +81,14 @@ def test_the_first_graph_that_fails_is_told(tiny: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cris-edge")]
 
 
-def test_the_tokenizer_is_loaded_meanwhile(tiny: Path) -> None:
+def test_the_tokenizer_is_loaded_in_parallel(tiny: Path) -> None:
     bundle = Bundle.open(tiny)
     Segmenter(bundle, runtime=Recorder())
     assert "tokenizer" in vars(bundle)
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
-def test_several_sentences_run_at_the_same_time_where_the_runtime_says_so(
+def test_prompts_run_in_parallel_where_the_runtime_supports_it(
     tiny: Path, image: NDArray[np.uint8], parallel: int
 ) -> None:
     inside, most, lock, met = 0, 0, threading.Lock(), threading.Event()
@@ -113,8 +113,8 @@ def test_several_sentences_run_at_the_same_time_where_the_runtime_says_so(
     assert "image_encoder" in results[0].timings and "image_encoder" not in results[1].timings
 
 
-def test_sentences_of_a_stream_take_turns(tiny: Path, image: NDArray[np.uint8]) -> None:
-    """A stream computes several frames at the same time already."""
+def test_prompts_of_a_stream_run_sequentially(tiny: Path, image: NDArray[np.uint8]) -> None:
+    """A stream already computes several frames in parallel."""
     inside, most, lock = 0, 0, threading.Lock()
 
     def running(name: str) -> None:

@@ -21,8 +21,8 @@ def test_cores_are_counted() -> None:
     assert 1 <= physical_cores() <= usable_cores()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores can be taken away only where there is affinity")
-def test_only_cores_that_may_be_used_count() -> None:
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
+def test_only_usable_cores_are_counted() -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -54,7 +54,7 @@ def test_the_processor_is_described() -> None:
     ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="compares POSIX paths")
-def test_caches_lie_where_the_platform_has_them(
+def test_the_cache_folder_follows_the_platform(
     platform: str, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
