@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import io
 import re
 import shlex
+import tokenize
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Words of a translation, in place of which the field has its own: again, learned, trained, step, the user, prompt …
+UNIDIOMATIC = re.compile(
+    r"\b(anew|learnt|taught|rungs?|whoever|wordings?|embedded[ -]models?|drawn[ -]scenes?)\b", re.IGNORECASE
+)
+# Files that still contain such words; the list only gets shorter.
+KNOWN_UNIDIOMATIC: set[str] = {
+    "cris_edge/segmenter.py",
+    "quantization/finetune.py",
+    "quantization/ladder.py",
+    "runtimes/network.py",
+    "runtimes/probes.py",
+    "runtimes/source_model.py",
+    "tests/quantization/conftest.py",
+    "tests/quantization/test_finetune.py",
+    "tests/runtimes/targets/test_htp.py",
+    "tests/runtimes/test_integer_graph.py",
+    "tests/runtimes/test_npu_rules.py",
+    "tests/training/data/test_transforms.py",
+    "training/data/__init__.py",
+    "training/data/loader.py",
+    "training/data/samples.py",
+    "training/model/architecture.py",
+    "training/model/projector.py",
+    "training/model/upsampled.py",
+}
 PAGES = sorted(path for folder in (".", "docs", "benchmarks", "examples") for path in (ROOT / folder).glob("*.md"))
 
 
@@ -95,3 +122,55 @@ def test_contributing_names_existing_files() -> None:
     files = re.findall(r"\| `([\w/.]+)` \|", table)
     assert len(files) >= 10
     assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def prose(path: Path) -> str:
+    """Return the text of a page or the comments, strings and test names of a module, without code and quotations."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        text = re.sub(r"^```.*?^```", "", source, flags=re.MULTILINE | re.DOTALL)
+    else:
+        parts = []
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT or tokenize.tok_name[token.type] == "FSTRING_MIDDLE":
+                parts.append(token.string.lstrip("# "))
+            elif token.type == tokenize.STRING:
+                parts.append(re.sub(r"^\w*(\"{3}|'{3}|\"|')|(\"{3}|'{3}|\"|')$", "", token.string))
+            elif token.type == tokenize.NAME and token.string.startswith("test_"):
+                parts.append(token.string.replace("_", " "))
+        text = "\n".join(parts)
+    return re.sub(r"`[^`]*`|\"[^\"\n]*\"|“[^”]*”", "", re.sub(r"\s+", " ", text) if path.suffix == ".md" else text)
+
+
+def unidiomatic() -> dict[str, list[str]]:
+    """Return the unidiomatic words of every page and module, by file."""
+    found = {}
+    for path in sorted([*ROOT.rglob("*.md"), *ROOT.rglob("*.py")]):
+        name = path.relative_to(ROOT).as_posix()
+        skipped = name == "CHANGELOG.md" or name.startswith("benchmarks/results/") or path == Path(__file__)
+        if not skipped and not any(part.startswith((".", "build", "venv")) for part in path.relative_to(ROOT).parts):
+            text = re.sub(r"\s+", " ", prose(path))
+            if words := sorted({match[0].lower() for match in UNIDIOMATIC.finditer(text)}):
+                found[name] = words
+    return found
+
+
+def test_prose_uses_the_words_of_the_field() -> None:
+    assert {name: words for name, words in unidiomatic().items() if name not in KNOWN_UNIDIOMATIC} == {}
+
+
+def test_unidiomatic_words_are_found(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text('''"""An embedded
+model."""\nx = f"{y} taught"  # anew, and `rung` is code\ndef test_whoever_asks(): "'a wording'"\n''')
+    text = re.sub(r"\s+", " ", prose(module))
+    assert [match[0] for match in UNIDIOMATIC.finditer(text)] == [
+        "embedded model",
+        "taught",
+        "anew",
+        "whoever",
+        "wording",
+    ]
+    page = tmp_path / "page.md"
+    page.write_text('A drawn\nscene, "learnt", `taught`.\n\n```\nrung\n```\n')
+    assert [match[0] for match in UNIDIOMATIC.finditer(prose(page))] == ["drawn scene"]
