@@ -1,10 +1,11 @@
-"""Segmentation: what one sentence picked out of one image, and its views."""
+"""Segmentation: the mask of one prompt on one image, and its views."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -21,27 +22,48 @@ from cris_edge.image.overlay import draw_overlay
 
 _LOSSLESS = (".png",)
 _FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+MIN_AREA = 16  # pixels: smaller parts of a mask are noise of the threshold
+MIN_SHARE = 0.02  # of the largest part's area
 
 
-class Segmentation:
-    """The answer to one sentence about one image, on the original image.
-
-    Views that cost something are made when they are first asked for. The image is referred to, not copied: where it is
-    a buffer that will be overwritten (a camera's frame), draw the overlay first.
-
-    Args:
-        probability: (H, W) float32, as `postprocess` gives it, not clipped.
-        image: (H, W, 3) uint8 RGB, the original.
-        prompt: the sentence.
-        threshold: a pixel belongs to the mask when its probability is strictly above.
-        timings: seconds per stage.
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """A connected part of a mask.
 
     Attributes:
         mask: (H, W) bool.
-        probability: (H, W) float32, clipped to [0, 1] after the threshold was applied.
+        box: (x_min, y_min, x_max, y_max) in pixels, the maxima exclusive.
+        area: in pixels.
+    """
+
+    mask: NDArray[np.bool_] = field(repr=False)
+    box: tuple[float, float, float, float]
+    area: int
+
+
+class Segmentation:
+    """The result of one prompt, on the original image.
+
+    Expensive views are computed on first use. The image is referenced, not copied: if it is a buffer that will be
+    overwritten (a camera's frame), draw the overlay first.
+
+    Args:
+        probability: (H, W) float32, as returned by `postprocess`, not clipped.
+        image: (H, W, 3) uint8 RGB, the original.
+        prompt: as the user typed it.
+        threshold: a pixel belongs to the mask when its probability is strictly above.
+        timings: seconds per stage.
+        presence: how likely the prompt's object is in the image, in [0, 1]; None where the model does not know.
+        min_presence: the mask is empty where the presence is below.
+
+    Attributes:
+        mask: (H, W) bool; of several objects, their union.
+        probability: (H, W) float32, clipped to [0, 1] after the threshold was applied; not changed by `min_presence`.
         image: (H, W, 3) uint8 RGB.
-        prompt: the sentence.
+        prompt: as given.
         threshold: as given.
+        presence: as given.
+        min_presence: as given.
         timings: seconds per stage, by name; read-only.
     """
 
@@ -53,12 +75,18 @@ class Segmentation:
         *,
         threshold: float = THRESHOLD,
         timings: Mapping[str, float] | None = None,
+        presence: float | None = None,
+        min_presence: float = 0.0,
     ) -> None:
         if not math.isfinite(threshold):
             raise OptionError(f"the threshold is {threshold!r}, expected a number between 0 and 1")
         if image.shape != (*probability.shape, 3):
             raise InputError(f"a probability of shape {probability.shape} does not fit an image of shape {image.shape}")
         self.mask: NDArray[np.bool_] = probability > np.float32(threshold)
+        if presence is not None and presence < min_presence:
+            self.mask = np.zeros_like(self.mask)
+        self.presence = presence
+        self.min_presence = float(min_presence)
         self.probability: NDArray[np.float32] = np.clip(probability, 0, 1)
         self.image = image
         self.prompt = prompt
@@ -72,8 +100,13 @@ class Segmentation:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing in the image matched the sentence."""
+        """Whether nothing in the image matches the prompt."""
         return self.area == 0
+
+    @property
+    def matched(self) -> bool:
+        """Whether something in the image matches the prompt: the opposite of `empty`."""
+        return not self.empty
 
     @cached_property
     def score(self) -> float:
@@ -90,6 +123,39 @@ class Segmentation:
             return None
         columns = np.flatnonzero(self.mask.any(axis=0))
         return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+    def instances(self, *, min_area: int = MIN_AREA, min_share: float = MIN_SHARE) -> list[Instance]:
+        """Return the connected parts of the mask, the largest first: where a prompt means several objects, those.
+
+        Objects that touch are one part, and an object that is partly hidden can be several. Pixels that touch at a
+        corner are connected. Small parts are dropped as noise: those below `min_area` pixels, and those below
+        `min_share` of the largest part; the largest is always kept.
+
+        Args:
+            min_area: in pixels, 0 or more.
+            min_share: of the largest part's area, 0 to 1.
+
+        Raises:
+            OptionError: an argument is out of range.
+        """
+        import cv2
+
+        if min_area < 0 or not 0 <= min_share <= 1:
+            raise OptionError(
+                f"min_area is {min_area!r} and min_share {min_share!r}; expected 0 or more pixels and a share in [0, 1]"
+            )
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(self.mask.view(np.uint8), connectivity=8)
+        areas = stats[1:, cv2.CC_STAT_AREA]  # row 0 is the background
+        if not len(areas):
+            return []
+        order = np.argsort(-areas, kind="stable")
+        least = min(int(areas.max()), max(float(min_area), min_share * float(areas.max())))
+        found = []
+        for number in (int(index) for index in order if areas[index] >= least):
+            x, y, width, height = (int(value) for value in stats[number + 1, :4])
+            box = (float(x), float(y), float(x + width), float(y + height))
+            found.append(Instance(labels == number + 1, box, int(areas[number])))
+        return found
 
     def polygons(self) -> list[NDArray[np.int32]]:
         """Outlines of the mask's parts, the largest first.
@@ -109,11 +175,12 @@ class Segmentation:
         return encode_rle(self.mask)
 
     def overlay(self) -> NDArray[np.uint8]:
-        """The image with the object brought out and the sentence beside it: (H, W, 3) uint8 RGB, a new array."""
-        return draw_overlay(self.image, self.mask, self.prompt, "nothing found" if self.empty else f"{self.score:.0%}")
+        """The image with the object highlighted and the prompt as label: (H, W, 3) uint8 RGB, a new array."""
+        label = "nothing matches" if self.empty else f"{self.score:.0%}"
+        return draw_overlay(self.image, self.mask, self.prompt, label)
 
     def save(self, path: str | os.PathLike[str], *, what: str = "overlay") -> Path:
-        """Writes the result as an image file: whole, or not at all.
+        """Write the result as an image file, atomically.
 
         Args:
             path: ends in .png, .jpg, .jpeg or .webp; an existing file is replaced.
@@ -146,15 +213,18 @@ class Segmentation:
         return target
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but pixels, ready for `json.dumps`; the mask as RLE."""
+        """Return everything but pixels, ready for `json.dumps`; the mask as RLE."""
         return {
             "prompt": self.prompt,
+            "matched": self.matched,
             "empty": self.empty,
+            "presence": self.presence,
             "score": self.score,
             "box": list(self.box) if self.box else None,
             "area": self.area,
             "size": list(self.mask.shape),
             "threshold": self.threshold,
+            "min_presence": self.min_presence,
             "mask": self.rle(),
             "timings": dict(self.timings),
         }

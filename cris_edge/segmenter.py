@@ -17,6 +17,8 @@ from cris_edge.backends.base import Array, Backend, BackendOptions, usable_cache
 from cris_edge.backends.features import ImageFeatures, TextFeatures
 from cris_edge.backends.graphs import Engine, EngineInfo
 from cris_edge.bundle import Bundle, default_model
+from cris_edge.bundle.manifest import long_precision
+from cris_edge.bundle.presence import presence_of
 from cris_edge.errors import InputError, OptionError, PromptError
 from cris_edge.image import ImageSource, load_image, postprocess, preprocess
 from cris_edge.result import Segmentation
@@ -47,10 +49,12 @@ class Segmenter:
         hint: "latency" for one call at a time, "throughput" for several at once.
         cache_dir: Where compiled graphs and the record of verified files are kept, so that the next start is faster:
             a folder, "auto" for the platform's cache folder, None for nowhere.
+        min_presence: In [0, 1]; where the presence of a prompt's object is below, nothing matches: the mask is empty.
+            The bundle's default if None; 0 disables it.
 
     Raises:
-        BundleError: The model folder is not whole.
-        OptionError: The runtime, the device or a setting is not known here.
+        BundleError: The bundle is incomplete or damaged.
+        OptionError: The runtime, the device or a setting is unknown or not available.
         RuntimeMissingError: The runtime is not installed.
         DeviceError: The device cannot run the model.
     """
@@ -65,12 +69,18 @@ class Segmenter:
         threads: int | None = None,
         hint: str = "latency",
         cache_dir: str | os.PathLike[str] | None = "auto",
+        min_presence: float | None = None,
     ) -> None:
         if not isinstance(model, Bundle):
             model = Bundle.open(default_model() if model is None else model, cache_dir=cache_dir)
         self._bundle = model
+        spec = model.manifest.presence
+        default = 0.0 if spec is None else spec.min_presence
+        self._min_presence = default if min_presence is None else self._checked_presence(min_presence)
         cache = usable_cache(cache_dir, model.digest) if isinstance(runtime, str) else None
-        options = BackendOptions(device=device, precision=precision, threads=threads, hint=hint, cache_dir=cache)
+        options = BackendOptions(
+            device=device, precision=long_precision(precision), threads=threads, hint=hint, cache_dir=cache
+        )
         self._engine = Engine(self._bundle, runtime, options)
         self._sentences: OrderedDict[str, TextFeatures] = OrderedDict()
         if logger.isEnabledFor(logging.INFO):
@@ -93,6 +103,7 @@ class Segmenter:
         sentences: Sentence,
         *,
         threshold: float | None = None,
+        min_presence: float | None = None,
         color: str = "rgb",
     ) -> Segmentation: ...
 
@@ -103,6 +114,7 @@ class Segmenter:
         sentences: Sequence[Sentence],
         *,
         threshold: float | None = None,
+        min_presence: float | None = None,
         color: str = "rgb",
     ) -> list[Segmentation]: ...
 
@@ -112,6 +124,7 @@ class Segmenter:
         sentences: Sentence | Sequence[Sentence],
         *,
         threshold: float | None = None,
+        min_presence: float | None = None,
         color: str = "rgb",
     ) -> Segmentation | list[Segmentation]:
         """Find what each sentence names. Calling the object itself is the same.
@@ -121,7 +134,8 @@ class Segmenter:
         Args:
             image: An image source (see `cris_edge.image.load_image`), or what `encode_image` gave for it.
             sentences: A sentence, or several; each as text, or as what `encode_text` gave for it.
-            threshold: In [0, 1]; a pixel is in the mask where its probability is above. The model's own by default.
+            threshold: In [0, 1]; a pixel is in the mask where its probability is above. The bundle's by default.
+            min_presence: In [0, 1]; nothing matches where the presence is below. The Segmenter's by default.
             color: "rgb", or "bgr" for arrays as OpenCV has them.
 
         Returns:
@@ -136,19 +150,20 @@ class Segmenter:
             InputError: Features are of another bundle.
             RuntimeFailure: The Segmenter was closed, or the runtime failed.
         """
-        return self._predict(image, sentences, threshold, color)
+        return self._predict(image, sentences, threshold, min_presence, color)
 
     def _predict(
         self,
         image: ImageSource | ImageFeatures,
         sentences: Sentence | Sequence[Sentence],
         threshold: float | None,
+        min_presence: float | None,
         color: str,
         *,
         alone: bool = True,
     ) -> Segmentation | list[Segmentation]:
         """`predict`; where it is not `alone`, other calls keep the processor busy, and its sentences take turns."""
-        level = self._threshold(threshold)
+        level, least = self._threshold(threshold), self._presence(min_presence)
         texts = [self._text(sentence) for sentence in _several(sentences)]  # first: a bad sentence costs nothing
         spent: Mapping[str, float] = {}
         if isinstance(image, ImageFeatures):
@@ -159,7 +174,7 @@ class Segmenter:
             spent = features.timings
         calls = []
         for text, timings in texts:
-            calls.append(partial(self._decode, features, text, level, {**spent, **timings}))
+            calls.append(partial(self._decode, features, text, level, least, {**spent, **timings}))
             spent = {}
         parallel = min(len(calls), self.info.parallel) if alone and len(calls) > 1 else 1
         results = list(_in_order(calls, parallel))
@@ -173,6 +188,7 @@ class Segmenter:
         sentences: Sentence | Sequence[Sentence],
         *,
         threshold: float | None = None,
+        min_presence: float | None = None,
         color: str = "rgb",
     ) -> Iterator[Any]:
         """Find what each sentence names in every frame.
@@ -184,6 +200,7 @@ class Segmenter:
             frames: Any iterable of image sources.
             sentences: As `predict` takes them.
             threshold: As `predict` takes it.
+            min_presence: As `predict` takes it.
             color: As `predict` takes it.
 
         Returns:
@@ -193,6 +210,7 @@ class Segmenter:
             InputError: At once where an argument is wrong, at its turn where a frame is.
         """
         self._threshold(threshold)
+        self._presence(min_presence)
         if isinstance(frames, (str, bytes, os.PathLike, Mapping)) or not isinstance(frames, Iterable):
             raise InputError(
                 f"frames is {type(frames).__name__}; expected an iterable of images, for instance a generator that "
@@ -206,7 +224,7 @@ class Segmenter:
             for frame in frames:
                 # The caller may put the next frame into the same array while this one waits.
                 kept = frame.copy() if parallel > 1 and isinstance(frame, np.ndarray) else frame
-                yield partial(self._predict, kept, asked, threshold, color, alone=parallel == 1)
+                yield partial(self._predict, kept, asked, threshold, min_presence, color, alone=parallel == 1)
 
         return _in_order(calls(), parallel)
 
@@ -231,7 +249,7 @@ class Segmenter:
         return self._text(sentence)[0]
 
     def logits(self, pixels: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The network alone.
+        """Run the network alone.
 
         Args:
             pixels: (1, 3, S, S) float32, as `cris_edge.image.preprocess` makes them.
@@ -244,12 +262,19 @@ class Segmenter:
             InputError: An array is of another shape or dtype.
             RuntimeFailure: The Segmenter was closed, or the runtime failed.
         """
+        return self.logits_and_presence(pixels, tokens)[0]
+
+    def logits_and_presence(
+        self, pixels: NDArray[np.float32], tokens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], float | None]:
+        """Run the network alone; return the result of `logits`, and the presence in [0, 1] or None."""
         graphs, side, length = self._engine.graphs, self._bundle.manifest.input_size, self._bundle.manifest.word_len
         _require_array("pixels", pixels, (1, 3, side, side), "float32")
         _require_array("tokens", tokens, (1, length), "int64")
         image = graphs.image_encoder({"image": np.ascontiguousarray(pixels)})
         text = graphs.text_encoder({"tokens": np.ascontiguousarray(tokens)})
-        return graphs.mask_decoder({**image, **text})["logits"]
+        outputs = graphs.mask_decoder({**image, **text})
+        return outputs["logits"], presence_of(outputs, self._bundle.manifest.presence)
 
     def close(self) -> None:
         """Free the graphs. Calls that are running end as usual; a later one raises `RuntimeFailure`."""
@@ -290,20 +315,47 @@ class Segmenter:
         return features, features.timings
 
     def _decode(
-        self, image: ImageFeatures, text: TextFeatures, threshold: float, spent: Mapping[str, float]
+        self,
+        image: ImageFeatures,
+        text: TextFeatures,
+        threshold: float,
+        min_presence: float,
+        spent: Mapping[str, float],
     ) -> Segmentation:
         clock = _Clock(spent)
-        logits = self._engine.graphs.mask_decoder({**image.tensors, **text.tensors})["logits"]
+        outputs = self._engine.graphs.mask_decoder({**image.tensors, **text.tensors})
         clock.lap("mask_decoder")
-        probability = postprocess(logits, image.letterbox)
+        probability = postprocess(outputs["logits"], image.letterbox)
+        presence = presence_of(outputs, self._bundle.manifest.presence)
         clock.lap("postprocess")
-        return Segmentation(probability, image.image, text.text, threshold=threshold, timings=clock.laps)
+        return Segmentation(
+            probability,
+            image.image,
+            text.text,
+            threshold=threshold,
+            timings=clock.laps,
+            presence=presence,
+            min_presence=min_presence,
+        )
 
     def _threshold(self, given: float | None) -> float:
         if given is None:
             return self._bundle.manifest.threshold
         if isinstance(given, bool) or not isinstance(given, (int, float, np.floating)) or not 0 <= given <= 1:
             raise OptionError(f"The threshold is {given!r}; expected a probability, a number in [0, 1].")
+        return float(given)
+
+    def _presence(self, given: float | None) -> float:
+        return self._min_presence if given is None else self._checked_presence(given)
+
+    def _checked_presence(self, given: float) -> float:
+        if isinstance(given, bool) or not isinstance(given, (int, float, np.floating)) or not 0 <= given <= 1:
+            raise OptionError(f"min_presence is {given!r}; expected a number in [0, 1], 0 to disable it.")
+        if given and self._bundle.manifest.presence is None:
+            raise OptionError(
+                f"min_presence is {given:g}, but the bundle {self._bundle.manifest.name} does not report presence; "
+                "leave it out, or export the bundle with a presence head or a calibration."
+            )
         return float(given)
 
     def _require_ours(self, features: ImageFeatures | TextFeatures) -> None:

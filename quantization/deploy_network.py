@@ -49,12 +49,16 @@ class DeployNetwork(nn.Module):
 
     def decode(self, image: Features, text: Features) -> Tensor:
         """Features of B images and B k prompts -> logits (B k, 1, S/4, S/4); prompt j belongs to image j // k."""
+        return self.decode_with_presence(image, text)[0]
+
+    def decode_with_presence(self, image: Features, text: Features) -> tuple[Tensor, Tensor | None]:
+        """As `decode`, and the presence logits (B k, 1), None for a network without that head."""
         count = next(iter(text.values())).shape[0]
         known = dict(text)
         for name, tensor in image.items():
             known[name] = tensor.repeat_interleave(count // tensor.shape[0], dim=0)
-        logits: Tensor = self.mask_decoder(*(known[name] for name in self.mask_decoder.input_names))
-        return logits
+        found = self.mask_decoder(*(known[name] for name in self.mask_decoder.input_names))
+        return found if isinstance(found, tuple) else (found, None)
 
     def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
         """(B, 3, S, S), (B k, L) -> (B k, 1, S/4, S/4)."""
@@ -77,9 +81,17 @@ class Predictor:
         self.precision = "int8, simulated" if any(network.quantizers()) else "float32"
         self.input_size, self.word_len = network.architecture.input_size, network.architecture.word_len
 
-    @torch.no_grad()
     def logits(self, pixels: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(1, 3, S, S) and (k, L) -> (k, 1, S/4, S/4)."""
-        device = next(self.network.parameters()).device
-        logits = self.network(torch.from_numpy(pixels).to(device), torch.from_numpy(tokens).to(device))
-        return np.asarray(logits.cpu().numpy(), dtype=np.float32)
+        return self.logits_and_presence(pixels, tokens)[0]
+
+    @torch.no_grad()
+    def logits_and_presence(
+        self, pixels: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        """As `training.evaluate.ask`."""
+        device, network = next(self.network.parameters()).device, self.network
+        image = network.encode_image(torch.from_numpy(pixels).to(device))
+        logits, presence = network.decode_with_presence(image, network.encode_text(torch.from_numpy(tokens).to(device)))
+        known = None if presence is None else presence.sigmoid().flatten().cpu().numpy()
+        return np.asarray(logits.cpu().numpy(), dtype=np.float32), known

@@ -143,8 +143,9 @@ def _accuracy(cases: Sequence[_Case], logits: Sequence[Tensor]) -> float:
     found = []
     for case, several in zip(cases, logits, strict=True):
         for number, one in enumerate(several.numpy()):
-            mask = postprocess(one[None], case.letterbox) > THRESHOLD
-            found.append(iou(mask, case.example.truth(number)))
+            if number not in case.example.absent:
+                mask = postprocess(one[None], case.letterbox) > THRESHOLD
+                found.append(iou(mask, case.example.truth(number)))
     return 100 * float(np.mean(found))
 
 

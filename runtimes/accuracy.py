@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from cris_edge.bundle.manifest import PresenceSpec
+from cris_edge.bundle.presence import presence_of
 from cris_edge.errors import ExportError
 from cris_edge.image import THRESHOLD
 from runtimes.agreement import compare
@@ -29,18 +33,26 @@ class NetworkPredictor:
     precision: str
     input_size: int
     word_len: int
+    presence: PresenceSpec | None = None
 
     def logits(self, pixels: Array, tokens: Array) -> Array:
         """(1, 3, S, S) and (k, L) -> (k, 1, S/4, S/4)."""
         return self.network.logits(pixels, tokens)
 
+    def logits_and_presence(self, pixels: Array, tokens: Array) -> tuple[Array, Array | None]:
+        """As `training.evaluate.ask`; presence is computed as the bundle does."""
+        image = self.network.encode_image(pixels)
+        found = [self.network.decode_all(image, self.network.encode_text(row[None])) for row in tokens]
+        known = [presence for outputs in found if (presence := presence_of(outputs, self.presence)) is not None]
+        return np.concatenate([outputs["logits"] for outputs in found]), np.array(known, np.float32) if known else None
 
-def score(ours: Predictor, theirs: Predictor | None, source: Source) -> Metrics:
+
+def score(ours: Predictor, theirs: Predictor | None, source: Source, presence: PresenceSpec | None = None) -> Metrics:
     """Score a predictor and return the manifest's entry.
 
     Quantized graphs are also compared mask by mask with PyTorch (`theirs`), because their logits alone say little.
     """
-    found = entry(ours, source)
+    found = entry(ours, source, presence)
     if theirs is None:
         return found
     row = compare(theirs, [ours], source, threshold=THRESHOLD, limit=AGREEMENT)[0]

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ from click.core import ParameterSource
 from tqdm import tqdm
 
 from cris_edge.bundle import BundleWriter, default_model
-from cris_edge.bundle.manifest import GRAPHS, GraphSpec
+from cris_edge.bundle.manifest import GRAPHS, PRECISIONS, GraphSpec, long_precision
 from cris_edge.errors import CrisEdgeError, ExportError, OptionError
 from cris_edge.image import MEAN, STD, THRESHOLD
 from cris_edge.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ from runtimes.network import Array, example_inputs
 from runtimes.probes import draw, free_photos
 from runtimes.quantized import FORMS
 from runtimes.source_model import Metrics, SourceModel, open_model
-from runtimes.targets.target import PRECISIONS, Job, Target, known_targets
+from runtimes.targets.target import Job, Target, known_targets
 from training.checkpoint import sha256
 from training.data.samples import Source, open_source
 from training.download import fetch
@@ -54,7 +54,7 @@ class Options:
     `settings` holds the values of the targets' own options, by parameter name.
     """
 
-    precision: str = "fp32"
+    precision: str = "float32"
     runtimes: tuple[str, ...] = field(default_factory=default_runtimes)
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
@@ -69,6 +69,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check what can be checked before any work is done."""
+        object.__setattr__(self, "precision", long_precision(self.precision))
         if self.precision not in PRECISIONS:
             raise OptionError(f"Unknown precision {self.precision!r}. Available: {', '.join(PRECISIONS)}.")
         if self.max_drop is not None and self.data is None:
@@ -153,6 +154,7 @@ def export(checkpoint: Path, output: Path, options: Options) -> Path:
             **_written(job, targets, graphs),
             "parity": parity,
             "metrics": metrics,
+            **({"presence": asdict(job.presence)} if job.presence is not None else {}),
             "provenance": _provenance(model, checkpoint, targets),
         }
     return writer.target
@@ -193,7 +195,8 @@ def _photos(source: Source | None) -> dict[str, Array]:
 def _score_pytorch(job: Job, progress: Progress) -> list[Metrics]:
     if job.source is not None:
         progress.step("score PyTorch")
-    return job.model.metrics(job.source)
+    job.presence = job.model.presence(job.source)
+    return job.model.metrics(job.source, job.presence)
 
 
 def _run_pytorch(job: Job, targets: Sequence[Target], progress: Progress) -> list[dict[str, Any]]:
@@ -325,8 +328,8 @@ def _target_options() -> list[click.Option]:
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle; must not exist.")
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
+    metavar="|".join(PRECISIONS),
+    default="float32",
     show_default=True,
     help="How the bundle stores weights.",
 )

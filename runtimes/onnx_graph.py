@@ -119,7 +119,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     if size > LARGEST:
         raise ExportError(
             f"The {model.graph.name} graph is {size / 1e9:.1f} GB, and one ONNX file can hold 2.1 GB; export with "
-            "--precision fp16."
+            "--precision float16."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())

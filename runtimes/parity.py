@@ -89,6 +89,11 @@ class Reference:
         network, (images, texts) = of_modules(self.modules), self._features
         return [network.decode_all(images[image], texts[text]) for image, text in self.probes.pairs]
 
+    @property
+    def _chained(self) -> list[Tensors]:
+        """What the chain is compared with: the logits of the whole network, and the deploy modules' other outputs."""
+        return [{**outputs, "logits": logits} for outputs, logits in zip(self._decoded, self.logits, strict=True)]
+
     @cached_property
     def _features(self) -> tuple[list[Tensors], list[Tensors]]:
         network = of_modules(self.modules)
@@ -106,10 +111,10 @@ class Reference:
         for (name, tokens), expected in zip(probes.prompts, text_features, strict=True):
             texts.append(network.encode_text(tokens))
             found.add("text_encoder", name, texts[-1], expected)
-        for pair, decoded, logits in zip(probes.pairs, self._decoded, self.logits, strict=True):
+        for pair, decoded, whole in zip(probes.pairs, self._decoded, self._chained, strict=True):
             fed = network.decode_all(image_features[pair[0]], text_features[pair[1]])
             chained = network.decode_all(images[pair[0]], texts[pair[1]])
-            for graph, ours, theirs in (("mask_decoder", fed, decoded), (CHAIN, chained, {"logits": logits})):
+            for graph, ours, theirs in (("mask_decoder", fed, decoded), (CHAIN, chained, whole)):
                 found.add(graph, probes.name(pair), ours, theirs)
                 found.add_mask(graph, logits_agreement(ours["logits"], theirs["logits"], self.threshold))
         return found
@@ -144,8 +149,7 @@ class Reference:
     def _largest_values(self) -> dict[tuple[str, str], float]:
         images, texts = self._features
         outputs = {"image_encoder": images, "text_encoder": texts}
-        outputs["mask_decoder"] = self._decoded
-        outputs[CHAIN] = [{"logits": logits} for logits in self.logits]
+        outputs["mask_decoder"], outputs[CHAIN] = self._decoded, self._chained
         return {
             (graph, tensor): max(float(np.abs(run[tensor]).max()) for run in runs) or 1.0
             for graph, runs in outputs.items()
@@ -208,7 +212,7 @@ def check_storage(reference: Reference, logits: Sequence[Array]) -> dict[str, An
     if not row["max_abs_diff"] <= row["tolerance"]:
         raise ExportError(
             f"Rounding the weights to float16 changes the logits by {row['max_abs_diff']:.3g}; "
-            f"{row['tolerance']:.3g} is allowed. Export with --precision fp32."
+            f"{row['tolerance']:.3g} is allowed. Export with --precision float32."
         )
     return row
 

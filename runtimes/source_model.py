@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from cris_edge.bundle.manifest import GRAPHS
+from cris_edge.bundle.manifest import GRAPHS, PresenceSpec
 from cris_edge.errors import ExportError, OptionError
 from cris_edge.image import THRESHOLD
 from quantization.deploy_network import DeployNetwork
@@ -20,6 +21,7 @@ from quantization.quantized_checkpoint import is_quantized, load_float, load_qua
 from runtimes import onnx_graph, quantized
 from runtimes.network import Array, DeployModule, Sizes
 from runtimes.parity import Reference, check_deploy, check_storage, state_reduced
+from runtimes.presence_calibration import Calibrated, determine
 from runtimes.probes import Probes
 from training.checkpoint import load_network, read_checkpoint, recorded, sha256
 from training.data.samples import Source
@@ -43,7 +45,10 @@ class SourceModel(Protocol):
     recorded: Mapping[str, str]
     modules: Sequence[DeployModule]
 
-    def metrics(self, source: Source | None) -> list[Metrics]:
+    def presence(self, source: Source | None) -> PresenceSpec | None:
+        """Return the manifest's entry on presence, measured or fitted on `source`; called before `reference`."""
+
+    def metrics(self, source: Source | None, presence: PresenceSpec | None = None) -> list[Metrics]:
         """Return the manifest's entries about PyTorch; on `source`, runtimes are compared with the first."""
 
     def reference(self, probes: Probes, form: str) -> tuple[Reference, list[dict[str, Any]]]:
@@ -61,7 +66,7 @@ def open_model(checkpoint: Path, precision: str, *, before: Path | None = None, 
 
     Args:
         checkpoint: A float checkpoint, or one that `quantization.finetune` wrote.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: ``float32``, ``float16`` or ``int8``.
         before: The float checkpoint that a quantized one was made from; by default where the quantized one found it.
         given: What a public checkpoint does not state (word_len, decoder_heads, input_size).
 
@@ -78,13 +83,13 @@ def open_model(checkpoint: Path, precision: str, *, before: Path | None = None, 
     if precision == "int8" and not is_quantized(content):
         raise ExportError(
             f"An int8 export needs a quantized checkpoint, and {checkpoint} is float: run "
-            "`python -m quantization.finetune` first, or pass --precision fp32 or fp16."
+            "`python -m quantization.finetune` first, or pass --precision float32 or float16."
         )
     if precision == "int8":
         return QuantizedModel(checkpoint, before)
     stated = recorded(content)
     del content
-    return FloatModel(load_network(checkpoint, **given), stated, half=precision == "fp16")
+    return FloatModel(load_network(checkpoint, **given), stated, half=precision == "float16")
 
 
 class _LastGraph:
@@ -117,12 +122,17 @@ class FloatModel:
         self._last = _LastGraph()
         self.kind = type(model).__name__
         self.architecture: Sizes = model.architecture
+        self._has_head: bool = getattr(self.architecture, "presence", hasattr(model, "forward_with_presence"))
         self.recorded = stated
         self.modules: Sequence[DeployModule] = ()
 
-    def metrics(self, source: Source | None) -> list[Metrics]:
+    def presence(self, source: Source | None) -> PresenceSpec | None:
         """See `SourceModel`."""
-        return [] if source is None else [entry(TorchPredictor(self._model), source)]
+        return determine(TorchPredictor(self._model), source, has_head=self._has_head)
+
+    def metrics(self, source: Source | None, presence: PresenceSpec | None = None) -> list[Metrics]:
+        """See `SourceModel`."""
+        return [] if source is None else [entry(TorchPredictor(self._model), source, presence)]
 
     def predictor(self, form: str) -> Predictor | None:
         """See `SourceModel`."""
@@ -137,7 +147,10 @@ class FloatModel:
         if self._reference is not None:
             return self._reference, []
         logits = _logits(self._model, probes)
-        modules: tuple[Any, ...] = tuple(module.eval() for module in self._model.deploy())
+        # A network whose head is optional in its deploy form is exported with it.
+        optional = self._has_head and "with_presence" in signature(self._model.deploy).parameters
+        deployed = self._model.deploy(**({"with_presence": True} if optional else {}))
+        modules: tuple[Any, ...] = tuple(module.eval() for module in deployed)
         self.modules = modules
         del self._model
         reference = Reference(probes, modules, logits, THRESHOLD)
@@ -178,16 +191,21 @@ class QuantizedModel:
         self.recorded: Mapping[str, str] = recorded(extra)
         self.modules: Sequence[DeployModule] = quantized.modules_of(network)
 
-    def metrics(self, source: Source | None) -> list[Metrics]:
+    def presence(self, source: Source | None) -> PresenceSpec | None:
+        """See `SourceModel`."""
+        predictor = self.predictor(quantized.FORMS[0])
+        return determine(predictor, source, has_head=getattr(self.architecture, "presence", False))
+
+    def metrics(self, source: Source | None, presence: PresenceSpec | None = None) -> list[Metrics]:
         """See `SourceModel`; on `source`, the float checkpoint comes first."""
         known = [self._step(self._report["float"], "float32")] if "float" in self._report else []
         known += [self._step(step, f"int8, {step['rung']}") for step in self._report.get("rungs", ())]
         if source is None:
             return known
         network, _ = load_float(self._float_checkpoint())
-        found = [entry(DeployPredictor(network), source)]
+        found = [entry(DeployPredictor(network), source, presence)]
         del network
-        return [*found, entry(self.predictor(quantized.FORMS[0]), source), *known]
+        return [*found, entry(self.predictor(quantized.FORMS[0]), source, presence), *known]
 
     def predictor(self, form: str) -> Predictor:
         """See `SourceModel`."""
@@ -244,13 +262,21 @@ def _logits(network: nn.Module, probes: Probes) -> list[Array]:
         ]
 
 
-def entry(predictor: Predictor, source: Source) -> Metrics:
-    """Score every prompt of `source` as the paper does, and return the manifest's entry."""
-    report = score(predictor, source, threshold=THRESHOLD)
+def entry(predictor: Predictor, source: Source, presence: PresenceSpec | None = None) -> Metrics:
+    """Score every prompt of `source` as the paper does, and return the manifest's entry.
+
+    Masks are empty where the presence is below the level of `presence`, if the bundle computes it.
+    """
+    if presence is not None and presence.source == "calibration" and getattr(predictor, "presence", None) is None:
+        predictor = Calibrated(predictor, presence)
+    min_presence = 0.0 if presence is None else presence.min_presence
+    report = score(predictor, source, threshold=THRESHOLD, min_presence=min_presence)
+    generalized = report.generalized
     return {
         "dataset": report.dataset,
         "split": report.split,
         "runtime": report.runtime,
         "precision": report.precision,
         **report.scores.to_dict(),
+        **({"generalized": generalized} if generalized else {}),
     }

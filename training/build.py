@@ -64,9 +64,15 @@ def build_model(config: RunConfig, processes: Processes) -> CRIS:
                 )
         load_clip(model, clip, start.clip)
     if start.init:
-        load_public(model, public_state(read_checkpoint(start.init), start.init), start.init)
+        state = public_state(read_checkpoint(start.init), start.init)
+        if model.presence is not None and not any(name.startswith("presence.") for name in state):
+            # A head added to a network that was trained without one starts from its initialization.
+            state = {**state, **{f"presence.{name}": tensor for name, tensor in model.presence.state_dict().items()}}
+        load_public(model, state, start.init)
     # Kept for round trips of checkpoints only; were a gradient expected, data-parallel training would wait for it.
     model.backbone.logit_scale.requires_grad_(False)
+    if prefix := config.optimizer.train_only:
+        _freeze_all_but(model, prefix)
     model = model.to(processes.device)
     if config.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,6 +82,15 @@ def build_model(config: RunConfig, processes: Processes) -> CRIS:
         else:
             share_batch_norm(model)
     return model
+
+
+def _freeze_all_but(model: CRIS, prefix: str) -> None:
+    names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+    if not names:
+        parts = ", ".join(name for name, child in model.named_children() if child is not None)
+        raise OptionError(f"--train-only is {prefix!r}, but no parameter's name begins so; give one of {parts}.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names and parameter.requires_grad)
 
 
 def build_optimizer(config: RunConfig, model: CRIS, adapter: nn.Module | None) -> torch.optim.Optimizer:

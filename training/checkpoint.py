@@ -302,6 +302,7 @@ def infer_architecture(state: State, path: str | os.PathLike[str], given: Mappin
     """Infer the architecture of a CRIS state dict with public names; `given` holds what shapes cannot tell."""
     layers = {name.split(".")[2] for name in state if name.startswith("decoder.layers.")}
     sizes: dict[str, Any] = {"decoder_layers": len(layers), "contrastive": "proj.txt.weight" in state}
+    sizes["presence"] = any(name.startswith("presence.") for name in state)
     if layers:
         sizes["ffn_dim"] = _shape(state, "decoder.layers.0.ffn.0.weight", 2, path)[0]
     sizes["neck_width3"] = _shape(state, "neck.f3_v_proj.0.weight", 4, path)[0]

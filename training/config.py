@@ -73,6 +73,9 @@ class DataConfig(_Checked):
         "the object in the logit's cell, and one half is learned as the threshold",
         one_of("nearest", "area"),
     )
+    negatives: float = setting(
+        0.0, "share of prompts replaced by ones that match nothing in the image, where the data knows some", share
+    )
     workers: int = setting(2, "loader processes; 0 loads in the training process", not_negative)
     prefetch: int = setting(4, "batches each worker prepares ahead", positive)
 
@@ -104,6 +107,12 @@ class OptimizerConfig(_Checked):
     foreground_weight: float = setting(1.0, "weight of foreground pixels in the loss; 1 is the paper's loss", positive)
     dice_weight: float = setting(
         0.0, "weight of a soft Dice term added to the loss; 0 is the paper's loss", not_negative
+    )
+    presence_weight: float = setting(
+        1.0, "weight of the presence head's cross-entropy, for architectures that have one", not_negative
+    )
+    train_only: str | None = setting(
+        None, "train only parameters whose names begin with this, such as presence; all else is frozen"
     )
 
 

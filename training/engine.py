@@ -74,6 +74,11 @@ class Trainer:
         if not config.data.train:
             raise OptionError("--train is missing; pass a JSON Lines file, or scenes:SPLIT:LENGTH:SEED.")
         self.source = open_source(config.data.train, by_image=config.data.sentences_per_image > 1)
+        if config.data.negatives and not self.source.negatives:
+            raise OptionError(
+                f"--negatives is {config.data.negatives:g}, but {config.data.train} does not say what its images lack; "
+                'add "categories" to its lines (docs/presence.md), or leave --negatives out.'
+            )
         self.val = open_source(config.data.val, by_image=True) if config.data.val else None
         self.schedule = Schedule(config, len(self.source))
         torch.manual_seed(config.loop.seed)
@@ -197,7 +202,12 @@ class Trainer:
         )
 
     def _train_mode(self) -> None:
-        self.model.train()
+        if prefix := self.config.optimizer.train_only:  # statistics and dropout of what is frozen stay as they are
+            self.model.eval()
+            for name, module in self.model.named_modules():
+                module.training = name == "" or name.startswith(prefix)
+        else:
+            self.model.train()
         if self.config.loop.freeze_batch_norm:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -218,7 +228,12 @@ class Trainer:
     def _batches(self) -> Generator[Batch, None, None]:
         data, loop = self.config.data, self.config.loop
         transform = Transform(
-            self.config.architecture.word_len, data.sentences_per_image, data.flip, data.jitter, data.mask_target
+            self.config.architecture.word_len,
+            data.sentences_per_image,
+            data.flip,
+            data.jitter,
+            data.mask_target,
+            data.negatives,
         )
         order = Order(
             length=len(self.source),

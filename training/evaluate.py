@@ -1,7 +1,8 @@
 """``python -m training.evaluate``: score a checkpoint or a bundle as the reference's test does.
 
-Every sentence counts, its mask is compared on the original image, at a fixed threshold. The same code scores PyTorch
-and, through :class:`cris_edge.Segmenter`, any runtime: only what turns pixels and tokens into logits differs.
+Every sentence is scored, its mask compared on the original image at a fixed threshold. Where sentences match nothing,
+the metrics of the generalized task are reported too. The same code scores PyTorch and, through
+:class:`cris_edge.Segmenter`, any runtime: only the predictor differs.
 """
 
 from __future__ import annotations
@@ -36,15 +37,24 @@ from training.report import Case, Report
 
 logger = logging.getLogger("cris_edge.training")
 
+Pixels = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int64]
+Presence = npt.NDArray[np.float32]
+
+MIN_PRESENCE = 0.5
+"""Presence below which nothing matches, unless a bundle says otherwise."""
+
 
 class Predictor(Protocol):
-    """The network alone, in whatever runs it.
+    """The network alone, in any runtime.
+
+    One that also knows whether an object is present has a method `logits_and_presence`, see `ask`.
 
     Attributes:
         input_size: S, pixels.
         word_len: L, tokens.
         runtime: its name, for reports.
-        precision: what it computes in, for reports.
+        precision: of its arithmetic, for reports.
     """
 
     input_size: int
@@ -56,6 +66,15 @@ class Predictor(Protocol):
         """(1, 3, S, S) and (k, L) -> (k, 1, S/4, S/4)."""
 
 
+def ask(predictor: Predictor, pixels: Pixels, tokens: Tokens) -> tuple[npt.NDArray[np.float32], Presence | None]:
+    """Return logits (k, 1, S/4, S/4) and presence (k,) in [0, 1], None where the predictor does not know it."""
+    both = getattr(predictor, "logits_and_presence", None)
+    if both is None:
+        return predictor.logits(pixels, tokens), None
+    logits, presence = both(pixels, tokens)
+    return logits, presence
+
+
 class TorchPredictor:
     """A CRIS in PyTorch, in eval mode; the sentences of an image share one encoding of it.
 
@@ -64,6 +83,7 @@ class TorchPredictor:
         device: where its weights are.
         autocast: makes the context that it runs in.
         input_size: pixels, where it is not the architecture's.
+        precision: of its arithmetic, for reports.
     """
 
     runtime = "pytorch"
@@ -80,12 +100,19 @@ class TorchPredictor:
         self.model, self.device, self.autocast, self.precision = model.eval(), torch.device(device), autocast, precision
         self.input_size, self.word_len = input_size or model.architecture.input_size, model.architecture.word_len
 
-    @torch.no_grad()
-    def logits(self, pixels: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def logits(self, pixels: Pixels, tokens: Tokens) -> npt.NDArray[np.float32]:
         """(1, 3, S, S) and (k, L) -> (k, 1, S/4, S/4)."""
+        return self.logits_and_presence(pixels, tokens)[0]
+
+    @torch.no_grad()
+    def logits_and_presence(self, pixels: Pixels, tokens: Tokens) -> tuple[npt.NDArray[np.float32], Presence | None]:
+        """As `ask`."""
+        inputs = torch.from_numpy(pixels).to(self.device), torch.from_numpy(tokens).to(self.device)
         with self.autocast():
-            logits = self.model(torch.from_numpy(pixels).to(self.device), torch.from_numpy(tokens).to(self.device))
-        return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+            both = getattr(self.model, "forward_with_presence", None)
+            logits, presence = both(*inputs) if both is not None else (self.model(*inputs), None)
+        found = None if presence is None else presence.float().sigmoid().flatten().cpu().numpy()
+        return np.asarray(logits.float().cpu().numpy(), dtype=np.float32), found
 
 
 class BundlePredictor:
@@ -103,13 +130,20 @@ class BundlePredictor:
         manifest = Bundle.open(path).manifest
         self.segmenter = Segmenter(path, runtime=runtime, **options)
         self.input_size, self.word_len, self.threshold = manifest.input_size, manifest.word_len, manifest.threshold
+        self.min_presence = 0.0 if manifest.presence is None else manifest.presence.min_presence
         info = self.segmenter.info
         self.runtime = str(getattr(info, "runtime", runtime))
         self.precision = str(getattr(info, "precision", manifest.precision))
 
-    def logits(self, pixels: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def logits(self, pixels: Pixels, tokens: Tokens) -> npt.NDArray[np.float32]:
         """(1, 3, S, S) and (k, L) -> (k, 1, S/4, S/4)."""
         return np.concatenate([self.segmenter.logits(pixels, row[None]) for row in tokens])
+
+    def logits_and_presence(self, pixels: Pixels, tokens: Tokens) -> tuple[npt.NDArray[np.float32], Presence | None]:
+        """As `ask`."""
+        found = [self.segmenter.logits_and_presence(pixels, row[None]) for row in tokens]
+        known = [presence for _, presence in found if presence is not None]
+        return np.concatenate([logits for logits, _ in found]), np.array(known, np.float32) if known else None
 
 
 def score(
@@ -117,15 +151,17 @@ def score(
     source: Source,
     *,
     threshold: float = THRESHOLD,
+    min_presence: float = MIN_PRESENCE,
     limit: int | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> Report:
     """Score every sentence of every example of ``source``.
 
     Args:
-        predictor: what gives the logits.
+        predictor: computes the logits.
         source: the data; examples that hold all sentences of an image are faster, the scores are the same.
         threshold: probability strictly above which a pixel belongs to the object.
+        min_presence: below it the mask counts as empty, where the predictor knows the presence; 0 disables it.
         limit: number of examples, from the first.
         shard: rank and number of processes, each of which scores its share.
     """
@@ -135,25 +171,45 @@ def score(
         range(shard[0], count, shard[1]), desc="evaluate", disable=True if shard[0] else None, unit="image", leave=False
     ):
         example = source.load(index, predictor.input_size)
-        for number, mask in enumerate(predict(predictor, example, tokenizer, threshold)):
+        for number, (mask, presence) in enumerate(predict(predictor, example, tokenizer, threshold, min_presence)):
             truth = example.truth(number)
             intersection, union = overlap(mask, truth)
             report.add(
-                Case(index, number, example.id, example.sentences[number], intersection, union, float(truth.mean()))
+                Case(
+                    index,
+                    number,
+                    example.id,
+                    example.sentences[number],
+                    intersection,
+                    union,
+                    float(truth.mean()),
+                    matches=number not in example.absent,
+                    empty=not mask.any(),
+                    presence=presence,
+                )
             )
     return report
 
 
 def predict(
-    predictor: Predictor, example: Example, tokenizer: Tokenizer, threshold: float
-) -> Iterator[npt.NDArray[np.bool_]]:
-    """Yield the mask of each sentence, (H, W) bool on the original image."""
+    predictor: Predictor,
+    example: Example,
+    tokenizer: Tokenizer,
+    threshold: float,
+    min_presence: float = MIN_PRESENCE,
+) -> Iterator[tuple[npt.NDArray[np.bool_], float | None]]:
+    """Yield the mask of each sentence, (H, W) bool on the original image, and its presence, None where not known."""
     pixels, letterbox = preprocess(example.image, predictor.input_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PromptWarning)  # long sentences are cut, as the reference cuts them
         tokens = tokenizer(example.sentences, length=predictor.word_len)
-    for logits in predictor.logits(pixels, tokens):
-        yield postprocess(logits[None], letterbox) > threshold
+    several, presences = ask(predictor, pixels, tokens)
+    for number, logits in enumerate(several):
+        mask, presence = postprocess(logits[None], letterbox) > threshold, None
+        if presences is not None:
+            presence = float(presences[number])
+            mask &= presence >= min_presence
+        yield mask, presence
 
 
 def parser() -> argparse.ArgumentParser:
@@ -168,6 +224,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--device", help="cpu, cuda, or what the runtime calls it")
     result.add_argument("--precision", help="PyTorch: float32 (default), bfloat16, float16; a bundle: the runtime's")
     result.add_argument("--threshold", type=float, help=f"of the probability (default: the bundle's, else {THRESHOLD})")
+    result.add_argument(
+        "--min-presence",
+        type=float,
+        help=f"presence below which nothing matches, 0 for none (default: the bundle's, else {MIN_PRESENCE})",
+    )
     result.add_argument("--limit", type=int, help="score the first so many images")
     result.add_argument("--input-size", type=int, help="of a public checkpoint, in pixels (416)")
     result.add_argument(
@@ -189,12 +250,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(options)
         predictor, threshold = _open(options)
         source = open_source(options.data, by_image=True)
-        report = score(predictor, source, threshold=threshold, limit=options.limit)
-        document = {**report.to_dict(), "threshold": threshold, "model": str(options.checkpoint or options.bundle)}
-        # First of all: what took long to find must not be lost to a file that cannot be written.
+        min_presence = options.min_presence
+        if min_presence is None:
+            min_presence = getattr(predictor, "min_presence", MIN_PRESENCE)
+        report = score(predictor, source, threshold=threshold, min_presence=min_presence, limit=options.limit)
+        levels = {"threshold": threshold, "min_presence": min_presence}
+        document = {**report.to_dict(), **levels, "model": str(options.checkpoint or options.bundle)}
+        # Printed first: a long evaluation must not be lost to a file that cannot be written.
         print(json.dumps(document, indent=2) if options.json else report.table())
         if options.gallery:
-            write_gallery(options.gallery, report, predictor, source, threshold=threshold, rows=options.rows)
+            write_gallery(options.gallery, report, predictor, source, **levels, rows=options.rows)
         if options.output:
             write_whole(options.output, json.dumps(document, indent=2) + "\n")
     except (CrisEdgeError, OSError) as error:
@@ -204,11 +269,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse before anything is scored what could not be done after."""
+    """Check the options before the long evaluation."""
     if options.limit is not None and options.limit < 1:
         raise OptionError(f"--limit is {options.limit}, but at least one image must be scored.")
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise OptionError(f"--threshold is {options.threshold}; a probability lies between 0 and 1.")
+    if options.min_presence is not None and not 0 <= options.min_presence <= 1:
+        raise OptionError(f"--min-presence is {options.min_presence}; expected a number in [0, 1].")
     if options.rows < 1:
         raise OptionError(f"--rows is {options.rows}, but a gallery shows one case of each kind at least.")
     if options.gallery:

@@ -1,4 +1,4 @@
-"""CRIS as the loop calls it: the same function, computed in the order that trains fastest on the device."""
+"""CRIS as the training loop calls it: the same function, computed in the fastest order for the device."""
 
 from __future__ import annotations
 
@@ -18,20 +18,26 @@ from training.model.upsampled import convolve_doubled
 
 
 class Network(nn.Module):
-    """Logits and decoded features of a CRIS.
+    """Logits, decoded features and presence logits of a CRIS.
 
     Args:
         model: the network.
         recompute: whether to keep only the decoder's output and recompute the rest in the backward pass: less
             memory, more time.
+        adapter: applied to the decoded features, where given.
     """
 
     def __init__(self, model: CRIS, recompute: bool = False, adapter: nn.Module | None = None) -> None:
         super().__init__()
         self.model, self.recompute, self.adapter = model, recompute, adapter
 
-    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, 1, S/4, S/4) and decoded features (N, C, S/16, S/16), adapted where there is an adapter."""
+    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Compute what the loss needs.
+
+        Returns:
+            Logits (N, 1, S/4, S/4); decoded features (N, C, S/16, S/16), adapted where there is an adapter; presence
+            logits (N, 1), None for a network without that head.
+        """
         project = project_taps if image.device.type == "cpu" and self.model.proj.contrastive else _project
         if self.recompute:
             options: dict[str, Any] = {"use_reentrant": False, "context_fn": self._contexts}
@@ -40,7 +46,8 @@ class Network(nn.Module):
         else:
             decoded, sentence = self.model.decode(image, tokens)
             logits = project(self.model.proj, decoded, sentence)
-        return logits, decoded if self.adapter is None else self.adapter(decoded)
+        presence = None if self.model.presence is None else self.model.presence(decoded, sentence)
+        return logits, decoded if self.adapter is None else self.adapter(decoded), presence
 
     def _contexts(self) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
         return contextlib.nullcontext(), self._frozen_statistics()
@@ -60,7 +67,7 @@ class Network(nn.Module):
 
 
 def project_taps(projector: Projector, decoded: Tensor, sentence: Tensor) -> Tensor:
-    """The projector in the order that trains fastest on CPUs; the sums are the same.
+    """Compute the projector in the order that trains fastest on CPUs; the sums are the same.
 
     The products of its 3x3 convolutions are computed before the upsampling, on a quarter of the pixels. The 1x1
     convolution is multiplied into the sentence's kernel. The convolution with one group per sentence is slow, above all

@@ -37,6 +37,7 @@ def write_gallery(
     source: Source,
     *,
     threshold: float = THRESHOLD,
+    min_presence: float = 0.0,
     rows: int = 8,
     seed: int = 0,
 ) -> None:
@@ -45,9 +46,10 @@ def write_gallery(
     Args:
         path: ends in ``.html`` (one file, images inside), ``.png`` or ``.jpg``.
         report: of the same predictor and source.
-        predictor: what gives the logits.
+        predictor: computes the logits.
         source: where the cases are.
         threshold: of the probability.
+        min_presence: below it nothing is drawn, as in `training.evaluate.score`.
         rows: cases of each kind.
         seed: of the random cases.
 
@@ -55,12 +57,12 @@ def write_gallery(
         OptionError: the path ends otherwise.
     """
     check_gallery(path)
-    ordered = sorted(report.cases, key=lambda case: case.iou)
+    ordered = sorted(report.cases, key=lambda case: case.iou if case.matches else float(case.empty))
     random = np.random.default_rng(seed).permutation(len(ordered))[:rows]
     groups = {"Worst": ordered[:rows], "Random": [ordered[i] for i in random], "Best": ordered[::-1][:rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     title = f"{report.dataset} {report.split}: {len(report.cases)} sentences, mIoU {100 * report.scores.mIoU:.2f}"
-    drawn = {name: list(_draw(cases, predictor, source, threshold)) for name, cases in groups.items()}
+    drawn = {name: list(_draw(cases, predictor, source, threshold, min_presence)) for name, cases in groups.items()}
     if path.suffix == ".html":
         write_whole(path, _page(title, drawn))
     else:
@@ -77,13 +79,15 @@ def check_gallery(path: Path) -> None:
         raise OptionError(f"the gallery {path} ends in {path.suffix!r}; expected .html, .png or .jpg.")
 
 
-def _draw(cases: list[Case], predictor: Predictor, source: Source, threshold: float) -> Iterator[tuple[Case, Image]]:
+def _draw(
+    cases: list[Case], predictor: Predictor, source: Source, threshold: float, min_presence: float
+) -> Iterator[tuple[Case, Image]]:
     from training.evaluate import predict
 
     tokenizer = Tokenizer()
     for case in cases:
         example = source.load(case.index, predictor.input_size)
-        mask = list(predict(predictor, example, tokenizer, threshold))[case.number]
+        mask, _ = list(predict(predictor, example, tokenizer, threshold, min_presence))[case.number]
         truth = draw_overlay(example.image, example.truth(case.number), accent=TRUTH)
         panels = (example.image, truth, draw_overlay(example.image, mask, accent=PREDICTION))
         yield case, np.hstack([_scaled(panel) for panel in panels])

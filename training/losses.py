@@ -1,4 +1,4 @@
-"""What the loop minimizes: the paper's loss, with the options of a run added to it."""
+"""The training loss: the paper's, and the terms that a run's options add."""
 
 from __future__ import annotations
 
@@ -75,13 +75,19 @@ class Criterion:
                 self.adapter = nn.Conv2d(*widths, 1).to(device)
 
     def __call__(
-        self, outputs: tuple[Tensor, Tensor], batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]
+        self,
+        outputs: tuple[Tensor, Tensor, Tensor | None],
+        batch: Batch,
+        autocast: Callable[[], AbstractContextManager[Any]],
     ) -> Tensor:
-        """Return the loss, a float32 scalar; ``outputs`` are the logits and the (adapted) decoded features."""
+        """Return the loss, a float32 scalar, of the outputs of `training.fast_network.Network`."""
         settings, start = self.config.optimizer, self.config.start
-        logits, features = outputs
+        logits, features, presence = outputs
         own = centred(logits, self.config.data.mask_target, self.config.loop.threshold)
         loss = segmentation_loss(own, batch.mask, settings.foreground_weight, settings.dice_weight)
+        if presence is not None and settings.presence_weight:
+            known = F.binary_cross_entropy_with_logits(presence.float().flatten(), batch.present)
+            loss = loss + settings.presence_weight * known
         if self.teacher is None:
             return loss
         with torch.no_grad(), autocast():

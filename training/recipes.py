@@ -118,7 +118,11 @@ def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
     def recipe() -> RunConfig:
         run = member()
         data = DataConfig(
-            train="scenes:train", val="scenes:val:120:1", sentences_per_image=4, workers=1, mask_target="area"
+            train="scenes:train:::generalized",
+            val="scenes:val:120:1:generalized",
+            sentences_per_image=4,
+            workers=1,
+            mask_target="area",
         )
         optimizer = replace(run.optimizer, dice_weight=1.0)
         loop = replace(
@@ -131,7 +135,9 @@ def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
             checkpoint_every=100,
             log_every=25,
         )
-        return replace(run, name=f"{run.name}-scenes", data=data, optimizer=optimizer, loop=loop)
+        architecture = replace(run.architecture, presence=True)
+        name = f"{run.name}-scenes"
+        return replace(run, name=name, architecture=architecture, data=data, optimizer=optimizer, loop=loop)
 
     return recipe
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: the paper's figures, how sure they are, and where they come from."""
+"""The results of an evaluation: the paper's metrics, their intervals, and those of the generalized task."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from cris_edge.metrics import Scores
+from cris_edge.metrics import GeneralizedScores, Scores, auroc
 
 LENGTHS = ((1, 2), (3, 3), (4, 5), (6, 7), (8, 10), (11, math.inf))
-"""Words of a sentence, first and last of each class."""
+"""Classes by words of a sentence: first and last number."""
 SIZES = ((0.0, 0.01), (0.01, 0.03), (0.03, 0.1), (0.1, 0.3), (0.3, 1.0))
-"""Share of the image that the object covers: above the first, up to the second."""
+"""Classes by the share of the image that the object covers: above the first, up to the second."""
 RESAMPLES = 1000
 
 
@@ -26,10 +26,13 @@ class Case:
         index: of its example in the source.
         number: of the sentence in the example.
         id: of the example.
-        sentence: itself.
+        sentence: its text.
         intersection: pixels in both masks.
-        union: pixels in either.
+        union: pixels in either mask.
         area: share of the image that the object covers.
+        matches: whether the sentence has a target in the image.
+        empty: whether the predicted mask is empty.
+        presence: as predicted, in [0, 1]; None where the predictor does not know it.
     """
 
     index: int
@@ -39,6 +42,9 @@ class Case:
     intersection: int
     union: int
     area: float
+    matches: bool = True
+    empty: bool = False
+    presence: float | None = None
 
     @property
     def iou(self) -> float:
@@ -53,13 +59,13 @@ class Case:
 
 @dataclass
 class Report:
-    """Every scored sentence, and what follows from them.
+    """All scored sentences, and the metrics over them.
 
     Attributes:
         dataset: name of the data.
         split: of it.
-        runtime: what ran the network.
-        precision: what it computed in.
+        runtime: that ran the network.
+        precision: of its arithmetic.
         cases: in the order of the data.
     """
 
@@ -70,13 +76,30 @@ class Report:
     cases: list[Case] = field(default_factory=list)
 
     def add(self, case: Case) -> None:
-        """Count one sentence."""
+        """Add one sentence."""
         self.cases.append(case)
 
     @property
     def scores(self) -> Scores:
-        """Over all sentences."""
-        return _scores(self.cases)
+        """The paper's metrics, over sentences that have a target."""
+        return _scores(self.targets)
+
+    @property
+    def targets(self) -> list[Case]:
+        """The sentences that have a target."""
+        return [case for case in self.cases if case.matches]
+
+    @property
+    def generalized(self) -> dict[str, float] | None:
+        """N-acc, T-acc, gIoU, cIoU, Pr@70 to Pr@90 and the presence's AUROC in percent; None without negatives."""
+        if all(case.matches for case in self.cases):
+            return None
+        scores = GeneralizedScores()
+        for case in self.cases:
+            scores.add(case.intersection, case.union, matches=case.matches, empty=case.empty)
+        known = [(case.presence, case.matches) for case in self.cases if case.presence is not None]
+        area = auroc([presence for presence, _ in known], [matches for _, matches in known])
+        return scores.to_dict() | ({} if math.isnan(area) else {"AUROC": 100 * area})
 
     def by_length(self) -> dict[str, dict[str, float]]:
         """Return scores by words in the sentence; classes without sentences are left out."""
@@ -91,10 +114,11 @@ class Report:
 
         Images are drawn with replacement, not sentences: those of one image are not independent.
         """
-        images = sorted({case.index for case in self.cases})
+        cases = self.targets
+        images = sorted({case.index for case in cases})
         place = {index: i for i, index in enumerate(images)}
         sums = np.zeros((len(images), 5))
-        for case in self.cases:
+        for case in cases:
             sums[place[case.index]] += (case.iou, case.iou > 0.5, case.intersection, case.union, 1)
         draws = np.random.default_rng(seed).integers(len(images), size=(RESAMPLES, len(images)))
         totals = np.stack([sums[draw].sum(axis=0) for draw in draws])
@@ -118,6 +142,7 @@ class Report:
             "intervals": {name: list(ends) for name, ends in self.intervals().items()},
             "by_length": self.by_length(),
             "by_size": self.by_size(),
+            **({"generalized": generalized} if (generalized := self.generalized) else {}),
         }
 
     def table(self) -> str:
@@ -135,7 +160,12 @@ class Report:
                 title = f"{group} {label}".strip()
                 lines.append(f"{title:16}{row['samples']:>7}" + "".join(f"{row[name]:>8.2f}" for name in names))
         ends = ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in data["intervals"].items())
-        return "\n".join([*lines, f"95 % intervals (bootstrap over images): {ends}"])
+        lines.append(f"95 % intervals (bootstrap over images): {ends}")
+        if generalized := data.get("generalized"):
+            counts = f"{generalized['samples']} sentences, {generalized['without_target']} that match nothing"
+            names = [name for name in generalized if name not in ("samples", "without_target")]
+            lines.append(f"generalized: {counts}; " + ", ".join(f"{name} {generalized[name]:.2f}" for name in names))
+        return "\n".join(lines)
 
     def _classes(
         self,
@@ -143,7 +173,7 @@ class Report:
         test: Callable[[Case, float, float], bool],
         label: Callable[[float, float], str],
     ) -> dict[str, dict[str, float]]:
-        classes = {label(*pair): [case for case in self.cases if test(case, *pair)] for pair in ends}
+        classes = {label(*pair): [case for case in self.targets if test(case, *pair)] for pair in ends}
         return {name: _scores(cases).to_dict() for name, cases in classes.items() if cases}
 
 

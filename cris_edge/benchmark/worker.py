@@ -220,6 +220,8 @@ class SegmenterSubject:
             self._samples = data, read_samples(data)
         scores = Scores()
         for sample in self._samples[1][first : first + count]:
+            if sample.no_target:  # these metrics are over prompts that have a target
+                continue
             scene = self._segmenter.encode_image(sample.image)
             truth = sample.truth(scene.image.shape[:2])
             for sentence in sample.sentences:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cris_edge.bundle.default import default_model
 from cris_edge.bundle.folder import MANIFEST, Bundle, Golden
-from cris_edge.bundle.manifest import FORMAT, GRAPHS, FileRecord, GraphSpec, Manifest, TensorSpec
+from cris_edge.bundle.manifest import FORMAT, GRAPHS, FileRecord, GraphSpec, Manifest, PresenceSpec, TensorSpec
 from cris_edge.bundle.writer import BundleWriter
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Golden",
     "GraphSpec",
     "Manifest",
+    "PresenceSpec",
     "TensorSpec",
     "default_model",
     "embedded",

@@ -1,20 +1,26 @@
-"""The manifest of a bundle: what `manifest.json` says, typed and checked.
+"""The manifest of a bundle: `manifest.json`, typed and checked.
 
-Format 1. Unknown keys are ignored, so that a later writer may add some; an unknown ``format`` is refused. This version
-reads every format up to its own, and so will every later one.
+Format 2 adds ``presence``, and spells precisions ``float32`` and ``float16`` where format 1 has ``fp32`` and ``fp16``.
+Unknown keys are ignored, so that a later writer may add some; an unknown ``format`` is refused. Every version reads all
+formats up to its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cris_edge.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2
 GRAPHS = ("image_encoder", "text_encoder", "mask_decoder")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("float32", "float16", "int8")
+_SHORT = {"fp32": "float32", "fp16": "float16"}
+PRESENCE_SOURCES = ("head", "calibration")
+STATISTICS = ("peak", "top", "mean", "inside", "area", "certain")
+"""Statistics of the logits that a calibration has a coefficient for: see `cris_edge.bundle.presence`."""
 DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
@@ -41,15 +47,33 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file was when the bundle was written; `sha256` in lower-case hexadecimal, `size` in bytes."""
+    """A file when the bundle was written; `sha256` in lower-case hexadecimal, `size` in bytes."""
 
     sha256: str
     size: int
 
 
 @dataclass(frozen=True)
+class PresenceSpec:
+    """How a bundle tells whether a prompt's object is in the image.
+
+    Attributes:
+        source: "head": the mask decoder's output ``presence``, before the sigmoid; "calibration": a logistic regression
+            over statistics of the logits (`cris_edge.bundle.presence`).
+        min_presence: Default in [0, 1]; below it nothing matches.
+        coefficients: Of the calibration.
+        metrics: Measured in percent: AUROC, N-acc, T-acc at `min_presence`; dataset, split, numbers of prompts.
+    """
+
+    source: str
+    min_presence: float
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything that a bundle says about itself.
+    """The content of a manifest.
 
     Attributes:
         name: Short name of the model.
@@ -58,14 +82,15 @@ class Manifest:
         mean: Per channel (R, G, B), of RGB scaled to [0, 1]; subtracted.
         std: The same; divided by.
         threshold: Default for probabilities, in [0, 1].
-        precision: Of the weights as stored: "fp32", "fp16" or "int8".
+        precision: Of the weights as stored: "float32", "float16" or "int8".
         graphs: The tensors of each of the three graphs.
         runtimes: Per runtime, the file of each graph, relative to the bundle.
         files: Every file of the bundle but the manifest.
         golden: File with inputs and the logits that PyTorch gave for them, or None.
-        golden_prompts: The sentences behind the golden tokens.
-        parity: What was measured at export: runtime, graph, precision, max_abs_diff, tolerance, mask_iou.
+        golden_prompts: The prompts of the golden tokens.
+        parity: Measured at export: runtime, graph, precision, max_abs_diff, tolerance, mask_iou.
         metrics: Measured accuracy in percent: dataset, split, samples, runtime, precision, mIoU, oIoU, Pr@50 … Pr@90.
+        presence: How presence is computed, or None.
         provenance: Recipe, checkpoint and versions behind the weights.
         architecture: Informative.
         description: What the model knows and what it does not.
@@ -86,6 +111,7 @@ class Manifest:
     golden_prompts: tuple[str, ...] = ()
     parity: tuple[Mapping[str, Any], ...] = ()
     metrics: tuple[Mapping[str, Any], ...] = ()
+    presence: PresenceSpec | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     architecture: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
@@ -93,7 +119,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
-        """Read a parsed ``manifest.json``.
+        """Build a manifest from a parsed ``manifest.json``.
 
         Raises:
             BundleError: The format is unknown, or an entry is missing, of the wrong type, or contradicts another.
@@ -115,7 +141,7 @@ class Manifest:
             mean=_triple(root, "mean"),
             std=_triple(root, "std"),
             threshold=root.get("threshold", float),
-            precision=root.get("precision", str),
+            precision=long_precision(root.get("precision", str)),
             graphs={name: _graph(root.child("graphs").child(name)) for name in GRAPHS},
             runtimes={runtime: _strings(root.child("runtimes").child(runtime)) for runtime in root.child("runtimes")},
             files={path: _file(root.child("files").child(path)) for path in root.child("files")},
@@ -123,13 +149,14 @@ class Manifest:
             golden_prompts=tuple(root.entries("golden_prompts", str)),
             parity=tuple(root.entries("parity", dict)),
             metrics=tuple(root.entries("metrics", dict)),
+            presence=None if root.get("presence", dict, None) is None else _presence(root.child("presence")),
             provenance=root.get("provenance", dict, {}),
         )
         manifest.check()
         return manifest
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts and lists, for JSON."""
+        """Return plain dicts and lists for JSON."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         plain["graphs"] = {
             name: {
@@ -143,6 +170,8 @@ class Manifest:
         plain["files"] = {path: {"sha256": file.sha256, "size": file.size} for path, file in self.files.items()}
         for name in ("mean", "std", "golden_prompts", "parity", "metrics"):
             plain[name] = list(plain[name])
+        if self.presence is not None:
+            plain["presence"] = {key: value for key, value in vars(self.presence).items() if value != {}}
         return {"format": plain.pop("format"), **plain}
 
     def check(self) -> None:
@@ -176,18 +205,21 @@ class Manifest:
             raise BundleError(f"The manifest uses {path!r} and has no hash of it under files; export the bundle again.")
 
     def _check_tensors(self) -> None:
-        """The arrows between the graphs: every input of the mask decoder is an output of one of the encoders."""
+        """Check that every input of the mask decoder is an output of one of the encoders."""
         side, image, text, decoder = self.input_size, *(self.graphs[name] for name in GRAPHS)
+        outputs = [TensorSpec("logits", (1, 1, side // 4, side // 4), "float32")]
+        if self.presence is not None and self.presence.source == "head":
+            outputs.append(TensorSpec("presence", (1, 1), "float32"))
         for name, graph, expected in (
             ("image_encoder", image.inputs, (TensorSpec("image", (1, 3, side, side), "float32"),)),
             ("text_encoder", text.inputs, (TensorSpec("tokens", (1, self.word_len), "int64"),)),
-            ("mask_decoder", decoder.outputs, (TensorSpec("logits", (1, 1, side // 4, side // 4), "float32"),)),
+            ("mask_decoder", decoder.outputs, tuple(outputs)),
         ):
             if graph != expected:
                 where = "outputs" if name == "mask_decoder" else "inputs"
                 raise BundleError(
                     f"The manifest's {where} of {name} are {', '.join(map(str, graph)) or 'none'}; "
-                    f"expected {expected[0]}."
+                    f"expected {', '.join(map(str, expected))}."
                 )
         features = {tensor.name: tensor for tensor in (*image.outputs, *text.outputs)}
         if len(features) != len(image.outputs) + len(text.outputs):
@@ -200,8 +232,13 @@ class Manifest:
                 )
 
 
+def long_precision(name: str) -> str:
+    """Return "float32" and "float16" for "fp32" and "fp16", any other name as it is."""
+    return _SHORT.get(name, name)
+
+
 class _Reader:
-    """A JSON object whose entries are fetched with their type checked; says where it is when one is wrong."""
+    """A JSON object whose entries are read with their types checked; errors name the entry."""
 
     def __init__(self, data: object, where: str) -> None:
         self.where = where
@@ -250,6 +287,28 @@ def _triple(reader: _Reader, key: str) -> tuple[float, float, float]:
     if len(values) != 3:
         raise BundleError(f"The manifest's {key!r} has {len(values)} numbers; expected three, for R, G and B.")
     return values[0], values[1], values[2]
+
+
+def _presence(reader: _Reader) -> PresenceSpec:
+    spec = PresenceSpec(
+        reader.get("source", str),
+        reader.get("min_presence", float),
+        {name: reader.child("coefficients").get(name, float) for name in reader.get("coefficients", dict, {})},
+        reader.get("metrics", dict, {}),
+    )
+    if spec.source not in PRESENCE_SOURCES or not 0 <= spec.min_presence <= 1:
+        raise BundleError(
+            f"The manifest's presence has source {spec.source!r} and min_presence {spec.min_presence}; expected one of "
+            f"{', '.join(PRESENCE_SOURCES)} and a number in [0, 1]."
+        )
+    if spec.source == "calibration":
+        wanted = ("intercept", *STATISTICS)
+        if set(spec.coefficients) != set(wanted) or not all(map(math.isfinite, spec.coefficients.values())):
+            raise BundleError(
+                f"The manifest's presence has the coefficients {', '.join(spec.coefficients) or 'none'}; expected "
+                f"finite numbers for {', '.join(wanted)}."
+            )
+    return spec
 
 
 def _strings(reader: _Reader) -> dict[str, str]:

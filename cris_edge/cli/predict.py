@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     help="Folder for overlays and masks.",
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Probability threshold.  [default: the model's]")
+@click.option(
+    "--min-presence", type=click.FloatRange(0, 1), help="Presence below which nothing matches.  [default: the model's]"
+)
 @json_option
 @click.pass_context
 def predict(
@@ -114,7 +117,7 @@ class _Predictions:
         for result in self._segmenter(str(path), self._prompts, threshold=self._threshold):
             files = self._outputs.image(path, result)
             if self._report:
-                found = "nothing found"
+                found = "nothing matches"
                 if result.box is not None:
                     found = f"score {result.score:.2f}, box ({', '.join(f'{side:.0f}' for side in result.box)})"
                 self._report(f'{path}  "{result.prompt}"  {found}  {files["overlay"]}')

@@ -3,9 +3,11 @@
 ::
 
     {"image": "a.jpg", "sentences": ["the red mug", "mug on the left"], "mask": "a_mask.png"}
+    {"image": "a.jpg", "sentences": ["the green mug"], "mask": null}
 
 Paths are relative to the file. The mask is a PNG (non-black pixels are inside), a COCO RLE object, or a list of COCO
-polygons. Benchmarks, training, quantization and evaluation all read this format.
+polygons; ``null`` means that the prompts match nothing in the image. A missing key is an error: the line is not
+labelled. Benchmarks, training, quantization and evaluation all read this format.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ class Sample:
     Attributes:
         image: Path of the image.
         sentences: The prompts; at least one, none blank.
-        mask: Path of a PNG, a COCO RLE object, a list of COCO polygons, or None if the file has none.
+        mask: Path of a PNG, a COCO RLE object, a list of COCO polygons, or None.
         extra: Other keys of the line, such as the dataset's name or the image's licence.
         source: File and line, for messages.
+        no_target: If the mask is None: whether the prompts match nothing (``"mask": null``); else they are not
+            labelled.
     """
 
     image: Path
@@ -44,9 +48,10 @@ class Sample:
     mask: Path | Mapping[str, Any] | Sequence[Sequence[float]] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     source: str = field(default="sample", compare=False)
+    no_target: bool = False
 
     def truth(self, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
-        """Decode the mask.
+        """Decode the mask; it is all False if the prompts match nothing.
 
         Args:
             size: (height, width) of the image as `load_image` returns it; read from the file if None.
@@ -60,6 +65,8 @@ class Sample:
         height, width = size or self.image_size()
         try:
             if self.mask is None:
+                if self.no_target:
+                    return np.zeros((height, width), np.bool_)
                 raise DataError('It has no "mask".')
             if isinstance(self.mask, Path):
                 mask = _read_mask(self.mask)
@@ -98,7 +105,7 @@ def read_samples(path: str | Path, *, check_files: bool = True, require_masks: b
     Args:
         path: The JSON Lines file. Blank lines are skipped.
         check_files: Whether to check that every image and mask file exists, so that a long run does not fail late.
-        require_masks: Whether a line without a mask is an error; otherwise its `mask` is None.
+        require_masks: Whether a line without the key "mask" is an error; otherwise its `mask` is None.
 
     Returns:
         The samples in file order, at least one.
@@ -151,13 +158,16 @@ def _parse(line: str, folder: Path, source: str, require_masks: bool) -> Sample:
     for sentence in sentences:
         if not isinstance(sentence, str) or not sentence.strip():
             raise DataError(f'One of its "sentences" is {sentence!r}; expected a non-blank string.')
-    if mask is None and require_masks:
-        raise DataError('It has no "mask"; expected a PNG file, a COCO RLE object or COCO polygons.')
+    if "mask" not in entry and require_masks:
+        raise DataError(
+            'It has no "mask"; expected a PNG file, a COCO RLE object, COCO polygons, or null if nothing matches.'
+        )
     if not isinstance(mask, (str, dict, list, type(None))):
         raise DataError(f'Its "mask" is a JSON {type(mask).__name__}; expected a PNG file, COCO RLE or COCO polygons.')
     extra = {key: value for key, value in entry.items() if key not in _KEYS}
     where = folder / mask if isinstance(mask, str) else mask
-    return Sample(folder / image, tuple(sentences), where, extra, source)
+    no_target = "mask" in entry and mask is None
+    return Sample(folder / image, tuple(sentences), where, extra, source, no_target)
 
 
 def _check_files(sample: Sample) -> None:

@@ -40,7 +40,7 @@ class OpenVinoTarget(BackendTarget):
         if self._shared:
             return lower_to_onnx(graph, job)
         lowered = Lowered(job.folder / "openvino" / f"{name}.xml", onnx_graph.spec(graph))
-        write(graph, lowered.path, float16=job.precision == "fp16")
+        write(graph, lowered.path, float16=job.precision == "float16")
         return lowered
 
     def record(self, job: Job) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import onnx
 import torch
 
 from cris_edge.backends import registry
-from cris_edge.bundle.manifest import GraphSpec
+from cris_edge.bundle.manifest import PRECISIONS, GraphSpec, PresenceSpec
 from cris_edge.errors import RuntimeMissingError
 from runtimes import accuracy, parity
 from runtimes.network import Array, Network
@@ -26,8 +26,6 @@ from runtimes.parity import Reference
 from runtimes.probes import Probes
 from runtimes.source_model import SourceModel
 from training.data.samples import Source
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass
@@ -40,6 +38,7 @@ class Job:
         source: Labelled data, if any.
         precision: Of the weights as stored: one of `PRECISIONS`.
         folder: The bundle that is being written.
+        presence: How the bundle computes presence, if it does.
         detail: Shows what a target is doing.
         references: What PyTorch computes, by form; the first one gives the golden logits.
         examples: Inputs of each graph, by graph and tensor name.
@@ -51,6 +50,7 @@ class Job:
     precision: str
     folder: Path
     detail: Callable[[str], None] = lambda _: None
+    presence: PresenceSpec | None = None
     references: dict[str, Reference] = field(default_factory=dict)
     examples: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
@@ -142,9 +142,9 @@ class Target(ABC):
         """Score the graphs on labelled data, as an app runs them, and return the manifest's ``metrics`` entry."""
         size, length = job.model.architecture.input_size, job.model.architecture.word_len
         with self.running(job, None) as (network, precision):
-            ours = accuracy.NetworkPredictor(network, self.name, precision, size, length)
+            ours = accuracy.NetworkPredictor(network, self.name, precision, size, length, job.presence)
             theirs = job.model.predictor(self.form) if self.form is not None else None
-            return accuracy.score(ours, theirs, source)
+            return accuracy.score(ours, theirs, source, job.presence)
 
     def golden_logits(self, job: Job) -> Array | None:
         """Return the target's own logits of the golden pairs, (N, 1, S/4, S/4); None if the common ones apply."""

@@ -128,7 +128,8 @@ def test_views_agree_on_any_mask(mask: np.ndarray) -> None:
 
 def test_to_dict_is_json() -> None:
     entry = json.loads(json.dumps(result(timings={"image": 0.01}).to_dict()))
-    assert list(entry) == ["prompt", "empty", "score", "box", "area", "size", "threshold", "mask", "timings"]
+    keys = ["prompt", "matched", "empty", "presence", "score", "box", "area", "size", "threshold", "min_presence"]
+    assert list(entry) == [*keys, "mask", "timings"]
     assert entry["box"] == [20.0, 10.0, 60.0, 30.0]
     assert entry["size"] == entry["mask"]["size"] == [HEIGHT, WIDTH]
     assert entry["timings"] == {"image": 0.01}
@@ -215,3 +216,51 @@ def test_an_image_that_does_not_fit_a_format_has_its_sentence(tmp_path: Path) ->
     with pytest.raises(InputError, match="does not fit"):
         wide.save(tmp_path / "out.webp")
     wide.save(tmp_path / "out.png")
+
+
+def parts(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    for x, y, right, bottom in boxes:
+        mask[y:bottom, x:right] = True
+    return mask
+
+
+def test_a_presence_below_the_level_empties_the_mask_alone() -> None:
+    absent = result(presence=0.2, min_presence=0.5)
+    assert absent.empty and not absent.matched
+    assert absent.score == 0.0 and absent.box is None and absent.instances() == []
+    np.testing.assert_array_equal(absent.probability, result().probability)
+    entry = absent.to_dict()
+    assert (entry["matched"], entry["empty"], entry["presence"], entry["min_presence"]) == (False, True, 0.2, 0.5)
+    at_the_level = result(presence=0.5, min_presence=0.5)
+    assert at_the_level.matched and at_the_level.area == 800
+    assert result(presence=0.01).matched  # 0 disables it
+    assert result(presence=None, min_presence=0.9).matched  # a model that does not know
+    assert result().presence is None
+
+
+def test_instances_are_the_connected_parts_largest_first() -> None:
+    found = result(parts((5, 5, 15, 15), (40, 10, 70, 40), (72, 50, 80, 58))).instances()
+    assert [instance.area for instance in found] == [900, 100, 64]
+    assert [instance.box for instance in found] == [(40, 10, 70, 40), (5, 5, 15, 15), (72, 50, 80, 58)]
+    np.testing.assert_array_equal(found[1].mask, parts((5, 5, 15, 15)))
+    assert found[0].mask.dtype == np.bool_
+
+
+def test_pixels_that_touch_at_a_corner_are_one_part() -> None:
+    assert len(result(parts((10, 10, 20, 20), (20, 20, 30, 30))).instances()) == 1
+
+
+def test_small_parts_are_dust_by_the_stated_rule() -> None:
+    mask = parts((0, 0, 50, 40), (60, 0, 66, 6), (60, 20, 63, 25), (80, 40, 87, 46))  # 2000, 36, 15 and 42 pixels
+    assert [instance.area for instance in result(mask).instances()] == [
+        2000,
+        42,
+    ]  # 36 is below 2 % of 2000, 15 below 16
+    assert [i.area for i in result(mask).instances(min_share=0)] == [2000, 42, 36]
+    assert [i.area for i in result(mask).instances(min_share=0, min_area=0)] == [2000, 42, 36, 15]
+    alone = result(parts((3, 3, 5, 5))).instances()
+    assert [instance.area for instance in alone] == [4]  # the largest is always kept
+    assert nothing().instances() == []
+    with pytest.raises(OptionError, match="min_area is -1"):
+        result().instances(min_area=-1)

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
 
+from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
 from cris_edge.bundle.manifest import GRAPHS
 from cris_edge.errors import CheckpointError, ExportError, OptionError, RuntimeMissingError
@@ -82,7 +83,7 @@ def test_bundle_has_three_graphs_per_runtime(bundle):
 
 def test_manifest_describes_the_model(bundle, checkpoint):
     manifest = bundle.manifest
-    assert (manifest.name, manifest.input_size, manifest.word_len, manifest.precision) == ("bundle", 128, 17, "fp32")
+    assert (manifest.name, manifest.input_size, manifest.word_len, manifest.precision) == ("bundle", 128, 17, "float32")
     assert manifest.provenance["recipe"] == "random weights"
     assert len(manifest.provenance["checkpoint_sha256"]) == 64
     assert set(manifest.provenance["versions"]) >= {"torch", *BOTH}
@@ -302,3 +303,45 @@ def test_exporter_restores_logging():
     with pytest.raises(ExportError):
         onnx_graph.trace("g", torch.nn.Identity(), {}, ["y"])
     assert logging.getLogger("torch.onnx").level == level
+
+
+def test_a_presence_head_is_exported_and_compared(folder):
+    torch.manual_seed(0)
+    path = folder / "presence.pth"
+    save_model(path, CRIS(architecture(presence=True)))
+    data = "scenes:val:14:3:generalized"
+    bundle = Bundle.open(export(path, folder / "presence", Options(precision="fp32", data=data, max_drop=100)))
+    manifest = bundle.manifest
+    assert [tensor.name for tensor in manifest.graphs["mask_decoder"].outputs] == ["logits", "presence"]
+    assert manifest.presence.source == "head" and 0 <= manifest.presence.min_presence <= 0.5
+    assert manifest.presence.metrics["not_matching"] >= 10 and manifest.presence.metrics["T-acc"] >= 90
+    scored = {row["runtime"]: row["generalized"] for row in manifest.metrics}
+    assert set(scored) == {"pytorch", *BOTH}
+    for row in scored.values():
+        assert row["AUROC"] == pytest.approx(scored["pytorch"]["AUROC"], abs=3)
+    model = load_model(path)
+    image, tokens = drawn(bundle)
+    expected = model.forward_with_presence(torch.from_numpy(image), torch.from_numpy(tokens))[1].sigmoid().item()
+    for runtime in BOTH:
+        with Segmenter(bundle, runtime=runtime, precision="float32") as segmenter:
+            assert segmenter.logits_and_presence(image, tokens)[1] == pytest.approx(expected, abs=1e-4)
+
+
+def drawn(bundle):
+    golden = bundle.golden()
+    return preprocess(golden.images[0], bundle.manifest.input_size)[0], golden.tokens[:1]
+
+
+def test_a_network_without_a_head_is_calibrated_where_there_are_negatives(folder, checkpoint, caplog):
+    data = "scenes:val:14:3:generalized"
+    bundle = Bundle.open(export(checkpoint, folder / "calibrated", Options(data=data, max_drop=100)))
+    presence = bundle.manifest.presence
+    assert presence.source == "calibration"
+    assert presence.metrics["matching"] + presence.metrics["not_matching"] >= 40
+    with Segmenter(bundle, runtime="onnxruntime") as segmenter:
+        _, found = segmenter.logits_and_presence(*drawn(bundle))
+        assert 0 < found < 1
+    with caplog.at_level(logging.INFO, logger="cris_edge.runtimes"):
+        plain = Bundle.open(export(checkpoint, folder / "uncalibrated", Options(data="scenes:val:2:3", max_drop=100)))
+    assert plain.manifest.presence is None
+    assert "presence is not calibrated: the data has 0 prompts that match nothing" in caplog.text

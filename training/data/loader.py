@@ -36,6 +36,7 @@ class Batch:
         image: (B, 3, S, S) float32.
         tokens: (B*k, L) int64; sentence j belongs to image j // k.
         mask: (B*k, 1, S/4, S/4) float32 in [0, 1].
+        present: (B*k,) float32; 0 for sentences that match nothing, whose mask is 0, else 1.
         ids: names of the B examples.
         seconds: what making it took in its worker.
     """
@@ -43,12 +44,14 @@ class Batch:
     image: Tensor
     tokens: Tensor
     mask: Tensor
+    present: Tensor
     ids: list[str]
     seconds: float
 
     def pin_memory(self) -> Batch:
         """Return a copy in page-locked memory (called by the loader)."""
-        return Batch(self.image.pin_memory(), self.tokens.pin_memory(), self.mask.pin_memory(), self.ids, self.seconds)
+        image, tokens, mask, present = (x.pin_memory() for x in (self.image, self.tokens, self.mask, self.present))
+        return Batch(image, tokens, mask, present, self.ids, self.seconds)
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
         """Return the batch on ``device``."""
@@ -57,6 +60,7 @@ class Batch:
             image,
             self.tokens.to(device, non_blocking=True),
             self.mask.to(device, non_blocking=True),
+            self.present.to(device, non_blocking=True),
             self.ids,
             self.seconds,
         )
@@ -127,6 +131,7 @@ def collate(items: list[dict[str, Any]]) -> Batch | str:
         image=torch.from_numpy(np.stack([item["image"] for item in items])),
         tokens=torch.from_numpy(np.concatenate([item["tokens"] for item in items])),
         mask=torch.from_numpy(np.concatenate([item["mask"] for item in items])),
+        present=torch.from_numpy(np.concatenate([item["present"] for item in items])),
         ids=[item["id"] for item in items],
         seconds=sum(item["seconds"] for item in items),
     )

@@ -1,7 +1,7 @@
-"""Where examples come from: labelled JSON Lines or drawn scenes, behind one small protocol.
+"""Sources of examples: labelled JSON Lines or synthetic scenes, behind one small protocol.
 
-An example is an image with sentences and the mask each of them names. A source has a length and gives example ``i``,
-always the same.
+An example is an image with sentences and the mask of each. A source has a length and returns the same example for the
+same index.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from random import Random
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +18,18 @@ import numpy.typing as npt
 from cris_edge.errors import DataError, OptionError
 from cris_edge.image import load_image
 from cris_edge.image.labelled import Sample, read_samples
+from training.data.negatives import Negatives
 from training.scenes.drawing import SMALLEST
+from training.scenes.generalized import absent_prompt
 from training.scenes.scene import SPLITS
 from training.scenes.synthetic import SyntheticScenes
 
 Mask = npt.NDArray[np.bool_]
 
 SCENE_SHAPES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.75))
-"""Height and width of drawn scenes relative to the input size, in turn: square, landscape and portrait photos."""
+"""Height and width of synthetic scenes relative to the input size, in turn: square, landscape and portrait."""
 TRAIN_SCENES = 2_000_000
-"""Drawn scenes per epoch unless the source says otherwise: more than a run sees, so that none comes twice."""
+"""Synthetic scenes per epoch unless the source says otherwise: more than a run sees, so that none repeats."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +37,29 @@ class Example:
     """An image, its sentences, and a function from a sentence's number to its mask.
 
     Attributes:
-        id: what error messages and galleries call it.
+        id: its name in error messages and galleries.
         image: (H, W, 3) uint8 RGB.
         sentences: at least one.
-        truth: sentence number -> (H, W) bool; decoded when asked for.
+        truth: sentence number -> (H, W) bool, decoded on demand; all False for those in `absent`.
+        absent: numbers of the sentences that match nothing.
+        negative: draws a further prompt that matches nothing, or None where none is known.
     """
 
     id: str
     image: npt.NDArray[np.uint8]
     sentences: list[str]
     truth: Callable[[int], Mask]
+    absent: frozenset[int] = frozenset()
+    negative: Callable[[np.random.Generator], str | None] | None = None
 
 
 class Source(Protocol):
-    """A data set: ``len(source)`` examples, each given by its index and the input size it will be shown at."""
+    """A data set: ``len(source)`` examples, each by its index and the input size it is loaded for."""
 
     name: str
     split: str
+    negatives: Any
+    """Whether examples know prompts that match nothing."""
 
     def __len__(self) -> int: ...
 
@@ -58,15 +67,18 @@ class Source(Protocol):
         """Return example ``index``."""
 
     def id(self, index: int) -> str:
-        """Return what the example is called, without loading it."""
+        """Return the example's name without loading it."""
 
 
 class LabelledSource:
-    """Samples of a JSON Lines file; by object as the reference trains, or all objects of an image together.
+    """Samples of a JSON Lines file, one example per line as in the reference's training, or one per image.
 
     Args:
         path: the file.
         by_image: whether lines of the same image become one example.
+
+    Attributes:
+        negatives: draws prompts that match nothing; false where the data does not say what its images lack.
 
     Raises:
         DataError: the file cannot be used, or holds no samples.
@@ -79,6 +91,7 @@ class LabelledSource:
         for number, sample in enumerate(samples):
             groups.setdefault(sample.image if by_image else number, []).append(sample)
         self._groups = list(groups.values())
+        self.negatives = Negatives(samples)
         self._ids = [self._name(group, path) for group in self._groups]
 
     @staticmethod
@@ -112,14 +125,25 @@ class LabelledSource:
                 cache[id(sample)] = sample.truth(image.shape[:2])
             return cache[id(sample)]
 
-        return Example(self._ids[index], image, [sentence for _, sentence in owner], truth)
+        absent = frozenset(number for number, (sample, _) in enumerate(owner) if sample.no_target)
+        sentences = [sentence for _, sentence in owner]
+        return Example(self._ids[index], image, sentences, truth, absent, lambda rng: self.negatives.draw(group, rng))
 
 
 class SceneSource:
-    """Scenes drawn on demand, each one from its number, at the size the network is shown."""
+    """Synthetic scenes, each drawn on demand from its number, at the input size of the network.
 
-    def __init__(self, split: str, length: int, seed: int) -> None:
-        self.name, self.split = "scenes", split
+    Args:
+        split: one of ``training.scenes.scene.SPLITS``.
+        length: number of scenes.
+        seed: 0 <= seed < 2**64.
+        generalized: whether a third of the prompts match nothing, and some mean several objects.
+    """
+
+    negatives = True
+
+    def __init__(self, split: str, length: int, seed: int, *, generalized: bool = False) -> None:
+        self.name, self.split, self._generalized = "scenes", split, generalized
         self._length, self._seed = length, seed
         self._scenes: dict[tuple[int, int], SyntheticScenes] = {}
 
@@ -128,7 +152,7 @@ class SceneSource:
 
     def id(self, index: int) -> str:
         """Return split, seed and number, from which the scene can be drawn again."""
-        return f"scenes:{self.split}:{self._seed}#{index}"
+        return f"scenes:{self.split}:{self._seed}{':generalized' * self._generalized}#{index}"
 
     def load(self, index: int, size: int) -> Example:
         """Draw scene ``index`` for an input of ``size`` pixels.
@@ -150,12 +174,23 @@ class SceneSource:
                 height=height,
                 width=width,
                 sentences_per_scene=SENTENCES_PER_SCENE,
+                generalized=self._generalized,
             )
-        image, sentences, masks = self._scenes[height, width][index]
+        scene, prompts = self._scenes[height, width].prompts(index)
         # A scene about which little can be said repeats a sentence; it counts once.
-        first = list({sentence: number for number, sentence in reversed(list(enumerate(sentences)))}.items())[::-1]
-        kept = [masks[number] for _, number in first]
-        return Example(self.id(index), image, [sentence for sentence, _ in first], kept.__getitem__)
+        prompts = list({prompt.sentence: prompt for prompt in reversed(prompts)}.values())[::-1]
+
+        def negative(rng: np.random.Generator) -> str | None:
+            return absent_prompt(scene, Random(int(rng.integers(1 << 62))))
+
+        return Example(
+            self.id(index),
+            scene.image,
+            [prompt.sentence for prompt in prompts],
+            lambda number: scene.union(prompts[number].indices),
+            frozenset(number for number, prompt in enumerate(prompts) if not prompt.indices),
+            negative,
+        )
 
 
 SENTENCES_PER_SCENE = 4
@@ -163,7 +198,9 @@ SENTENCES_PER_SCENE = 4
 
 
 def open_source(text: str, *, by_image: bool = False) -> Source:
-    """Open ``scenes[:SPLIT[:LENGTH[:SEED]]]`` or the path of a JSON Lines file.
+    """Open ``scenes[:SPLIT[:LENGTH[:SEED[:generalized]]]]`` or the path of a JSON Lines file.
+
+    Parts between colons may be left empty for their defaults.
 
     Raises:
         DataError: the file cannot be used.
@@ -173,16 +210,18 @@ def open_source(text: str, *, by_image: bool = False) -> Source:
         parts = text.split(":")[1:]
         split = parts[0] if parts and parts[0] else "train"
         try:
-            length = int(parts[1]) if len(parts) > 1 else (TRAIN_SCENES if split == "train" else 500)
-            seed = int(parts[2]) if len(parts) > 2 else 0
+            length = int(parts[1]) if parts[1:] and parts[1] else (TRAIN_SCENES if split == "train" else 500)
+            seed = int(parts[2]) if parts[2:] and parts[2] else 0
         except ValueError:
             length, seed = 0, 0
-        if length < 1 or not 0 <= seed < 1 << 64 or len(parts) > 3 or split not in SPLITS:
+        known = parts[3:] in ([], ["generalized"])
+        if length < 1 or not 0 <= seed < 1 << 64 or not known or split not in SPLITS:
             raise OptionError(
                 f"the data source {text!r} cannot be read; expected scenes:SPLIT:LENGTH:SEED, such as "
-                f"scenes:val:500:1, with SPLIT one of {', '.join(SPLITS)}."
+                f"scenes:val:500:1, with SPLIT one of {', '.join(SPLITS)}, and :generalized after it for prompts that "
+                "match nothing or several objects."
             )
-        return SceneSource(split, length, seed)
+        return SceneSource(split, length, seed, generalized=bool(parts[3:]))
     path = Path(text)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"

@@ -52,13 +52,15 @@ def mirrored(sentence: str) -> str | None:
 
 @dataclass(frozen=True)
 class Transform:
-    """Draws sentences of an example and turns it into arrays. All randomness comes from the generator it is given.
+    """Draws sentences of an example and converts it to arrays. All randomness comes from the generator it is given.
 
     Attributes:
         word_len: tokens per sentence.
         sentences: sentences per image; an example with fewer repeats some.
         flip: share of examples mirrored.
         jitter: largest change of brightness and contrast.
+        mask_target: a key of `MASK_TARGETS`.
+        negatives: share of sentences replaced by ones that match nothing, where the example knows some.
     """
 
     word_len: int
@@ -66,13 +68,24 @@ class Transform:
     flip: float = 0.0
     jitter: float = 0.0
     mask_target: str = "nearest"
+    negatives: float = 0.0
 
     def __call__(self, example: Example, size: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Return ``image`` (3, S, S) float32, ``tokens`` (k, L) int64, ``mask`` (k, 1, S/4, S/4) float32 in [0, 1]."""
+        """Return the arrays of a training example.
+
+        Returns:
+            ``image`` (3, S, S) float32, ``tokens`` (k, L) int64, ``mask`` (k, 1, S/4, S/4) float32 in [0, 1], and
+            ``present`` (k,) float32, 0 for sentences that match nothing.
+        """
         count = len(example.sentences)
         order = rng.permutation(count)
         chosen = [int(order[i % count]) for i in range(self.sentences)]
         sentences = [example.sentences[i] for i in chosen]
+        present = [i not in example.absent for i in chosen]
+        if self.negatives and example.negative is not None:
+            for slot in range(self.sentences):
+                if rng.random() < self.negatives and (prompt := example.negative(rng)):
+                    sentences[slot], present[slot] = prompt, False
         image, mirror = example.image, False
         if self.flip and rng.random() < self.flip:
             swapped = [mirrored(sentence) for sentence in sentences]
@@ -85,10 +98,15 @@ class Transform:
             image = np.asarray(cv2.LUT(image, levels), dtype=np.uint8)
         pixels, letterbox = preprocess(image, size)
         target, masks = MASK_TARGETS[self.mask_target], []
-        for i in chosen:
-            truth = example.truth(i)
+        for i, matches in zip(chosen, present, strict=True):
+            truth = example.truth(i) if matches else np.zeros(image.shape[:2], np.bool_)
             masks.append(target(truth[:, ::-1] if mirror else truth, letterbox))
-        return {"image": pixels[0], "tokens": _tokens(sentences, self.word_len), "mask": np.stack(masks)[:, None]}
+        return {
+            "image": pixels[0],
+            "tokens": _tokens(sentences, self.word_len),
+            "mask": np.stack(masks)[:, None],
+            "present": np.array(present, np.float32),
+        }
 
 
 def letterbox_mask(truth: npt.NDArray[np.bool_], letterbox: Letterbox) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The numbers that make one CRIS differ from another."""
+"""The sizes and options that define a CRIS network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _COUNTS = (
     *("vision_width", "image_resolution", "embed_dim", "vocab_size", "context_length", "text_width", "text_layers"),
     *("neck_width3", "neck_width5", "decoder_heads", "ffn_dim"),
 )
+_ADDED = ("neck_width3", "neck_width5", "presence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,11 @@ class Architecture:
     decoder_heads: int = 8
     ffn_dim: int = 2048  # hidden width of the decoder's feed-forward network
     dropout: float = 0.1  # in the decoder, as in the paper's code
-    contrastive: bool = True  # False: one learnt kernel for all sentences, the ablation of table 4
+    contrastive: bool = True  # False: one learned kernel for all sentences, the ablation of table 4
+    presence: bool = False  # a head that says whether the prompt's object is in the image; not in the paper
 
     def __post_init__(self) -> None:
-        """Check what shapes alone would only reveal as a crash deep in the network."""
+        """Check the sizes; a bad one would fail much later, deep in the network."""
         if self.input_size % 32 or self.input_size <= 0:
             raise CheckpointError(
                 f"input_size is {self.input_size}; CRIS needs a positive multiple of 32, for example 416."
@@ -86,12 +88,15 @@ class Architecture:
         return max(1, self.text_width // 64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain containers for a checkpoint or a manifest; fields that are None are left out."""
+        """Return plain containers for a checkpoint or a manifest.
+
+        Fields that later versions added are left out where they have their default: earlier versions read the result.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
-            if value is not None
+            if value or name not in _ADDED
         }
 
     @classmethod

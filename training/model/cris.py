@@ -14,11 +14,12 @@ from training.model.clip import CLIP
 from training.model.decoder import Decoder
 from training.model.deploy import DeployImageEncoder, DeployMaskDecoder, DeployTextEncoder, Resolution
 from training.model.neck import Neck
+from training.model.presence_head import PresenceHead
 from training.model.projector import Projector
 
 
 class CRIS(nn.Module):
-    """Image and sentence in, one logit per 4x4 pixels out (paper, figure 2)."""
+    """Maps an image and sentences to one logit per 4x4 pixels (paper, figure 2)."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -27,6 +28,7 @@ class CRIS(nn.Module):
         self.neck = Neck(architecture)
         self.decoder = Decoder(architecture)
         self.proj = Projector(architecture)
+        self.presence = PresenceHead(architecture) if architecture.presence else None
 
     def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
         """Logits (N, 1, S/4, S/4) of N sentences about B images.
@@ -39,8 +41,16 @@ class CRIS(nn.Module):
         logits: Tensor = self.proj(decoded, sentence)
         return logits
 
+    def forward_with_presence(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of `forward` and the presence logits (N, 1), None for a network without that head.
+
+        The sigmoid of a presence logit is how likely the sentence's object is in the image.
+        """
+        decoded, sentence = self.decode(image, tokens)
+        return self.proj(decoded, sentence), None if self.presence is None else self.presence(decoded, sentence)
+
     def decode(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's features (N, C, S/16, S/16) and the sentences (N, embed); arguments as in `forward`."""
+        """Return the decoder's features (N, C, S/16, S/16) and the sentences (N, embed); arguments as in `forward`."""
         self._check(image, tokens)
         features = self.backbone.encode_image(image)
         words, sentence = self.backbone.encode_text(tokens)
@@ -49,7 +59,7 @@ class CRIS(nn.Module):
         return decoded, sentence
 
     def at_size(self, input_size: int) -> CRIS:
-        """The same weights for another input size in pixels; parameters are shared, not copied."""
+        """Return the same weights for another input size in pixels; parameters are shared, not copied."""
         other = copy.copy(self)
         other.architecture = dataclasses.replace(self.architecture, input_size=input_size)
         return other
@@ -57,9 +67,9 @@ class CRIS(nn.Module):
     def deploy(
         self, *, resolution: Resolution = "full"
     ) -> tuple[DeployImageEncoder, DeployTextEncoder, DeployMaskDecoder]:
-        """The same function as three modules arranged for static export; this network is left as it is.
+        """Return the same function as three modules arranged for static export; this network is not changed.
 
-        `resolution` says where the products of the projector's 3x3 convolutions are taken, see
+        `resolution` is where the products of the projector's 3x3 convolutions are computed, see
         `DeployMaskDecoder.at_resolution`.
         """
         frozen = copy.deepcopy(self).float().eval().requires_grad_(False)
@@ -67,7 +77,7 @@ class CRIS(nn.Module):
         return DeployImageEncoder(frozen), DeployTextEncoder(frozen), mask_decoder
 
     def parameter_groups(self, learning_rate: float, backbone_scale: float = 0.1) -> list[dict[str, Any]]:
-        """Optimizer groups: CLIP's weights learn slower than the rest, but for the positional embeddings."""
+        """Return optimizer groups: CLIP's weights, except positional embeddings, have a lower learning rate."""
         slow: list[nn.Parameter] = []
         fast: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():

@@ -34,6 +34,7 @@ from training.model.clip import CLIP, AttentionPool, Bottleneck, ResidualAttenti
 from training.model.decoder import Decoder, DecoderLayer, image_positions, word_positions
 from training.model.fold import conv, conv_bn, fold_block, linear, scale_and_shift
 from training.model.neck import CoordConv, Neck, coordinates, upsample2
+from training.model.presence_head import PresenceHead
 from training.model.projector import Projector
 from training.model.typed import typed
 from training.model.upsampled import HalfResolution, LowResolution
@@ -52,6 +53,7 @@ class Parts(Protocol):
     neck: Neck
     decoder: Decoder
     proj: Projector
+    presence: PresenceHead | None
 
 
 def _scaled_key(attention: MultiHeadAttention | AttentionPool) -> nn.Linear:
@@ -208,6 +210,9 @@ class DeployTextEncoder(nn.Module):
         self.value_projections = nn.ModuleList(attention.v_proj for attention in attentions)
 
         self.kernel_channels = width // 2
+        self.has_presence = model.presence is not None
+        if model.presence is not None:
+            self.presence_norm, self.presence_text = model.presence.norm, model.presence.text
         self.contrastive = architecture.contrastive
         if self.contrastive:
             self.kernel, self.tap_bias, self.bias = self._kernel(model)
@@ -234,15 +239,16 @@ class DeployTextEncoder(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         """Names of what `forward` returns, in order."""
         words = ("word_keys", "word_values", "padding_penalty") if len(self.key_projections) else ()
+        presence = ("presence_query",) if self.has_presence else ()
         kernel = ("kernel", "tap_bias", "bias") if self.contrastive else ()
-        return ("sentence_scale", *words, *kernel)
+        return ("sentence_scale", *words, *presence, *kernel)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Tokens (B, L) int64 -> the tensors named by `output_names`.
 
         sentence_scale (B, D, 1, 1), D = neck_widths[2]; word_keys (B, n, heads, d, L), scaled by 1/sqrt(d); word_values
-        (B, n, heads, L, d); padding_penalty (B, 1, 1, L), 0 or 1e4; kernel (B, 9, C/2), one row a tap; tap_bias
-        (B, 9, 1); bias (B, 1, 1, 1).
+        (B, n, heads, L, d); padding_penalty (B, 1, 1, L), 0 or 1e4; presence_query (B, 2 C); kernel
+        (B, 9, C/2), one row a tap; tap_bias (B, 9, 1); bias (B, 1, 1, 1).
         """
         x = self.token_embedding(tokens) + self.positions
         for block in self.blocks:
@@ -261,6 +267,8 @@ class DeployTextEncoder(nn.Module):
             values = [split_heads(project(words), self.decoder_heads) for project in self.value_projections]
             padding = (tokens == 0).to(words.dtype) * UNSEEN
             outputs += [torch.stack(keys, 1).transpose(3, 4), torch.stack(values, 1), padding[:, None, None, :]]
+        if self.has_presence:
+            outputs.append(self.presence_text(self.presence_norm(sentence)))
         if self.contrastive:
             outputs += [
                 self.kernel(sentence).unflatten(1, (9, self.kernel_channels)),
@@ -302,10 +310,18 @@ class DeployDecoderLayer(nn.Module):
         return v + fed_forward
 
 
+class DeployPresence(nn.Module):
+    """The part of `PresenceHead` that sees the image."""
+
+    def __init__(self, head: PresenceHead) -> None:
+        super().__init__()
+        self.pixel, self.hidden, self.out = head.pixel, head.hidden, head.out
+
+    forward = PresenceHead.decide
+
+
 class DeployMaskDecoder(nn.Module):
     """What sees both: the neck's second half, the decoder, the projector."""
-
-    output_names = ("logits",)
 
     place: Tensor
 
@@ -335,6 +351,7 @@ class DeployMaskDecoder(nn.Module):
             DeployDecoderLayer(typed(layer, DecoderLayer), positions) for layer in model.decoder.layers
         )
         self.norm = model.decoder.norm
+        self.presence = None if model.presence is None else DeployPresence(model.presence)
 
         self.vis1: nn.Module = fold_block(projector.vis[1])
         self.vis2: nn.Module = fold_block(projector.vis[3])
@@ -367,26 +384,33 @@ class DeployMaskDecoder(nn.Module):
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Names of what `forward` takes, in order."""
+        """Names of the inputs of `forward`, in order."""
         words = ("word_keys", "word_values", "padding_penalty") if len(self.layers) else ()
+        presence = ("presence_query",) if self.presence is not None else ()
         kernel = ("kernel", "tap_bias", "bias") if self.contrastive else ()
-        return ("visual5", "visual4", "visual3", "sentence_scale", *words, *kernel)
+        return ("visual5", "visual4", "visual3", "sentence_scale", *words, *presence, *kernel)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs of `forward`, in order."""
+        return ("logits",) if self.presence is None else ("logits", "presence")
 
     def forward(
         self, visual5: Tensor, visual4: Tensor, visual3: Tensor, sentence_scale: Tensor, *sentence: Tensor
-    ) -> Tensor:
-        """The encoders' outputs, in the order of `input_names` -> logits (B, 1, S/4, S/4)."""
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Outputs of the encoders, in the order of `input_names` -> logits (B, 1, S/4, S/4), presence logits (B, 1)."""
         fused = self.neck(visual5, visual4, visual3, sentence_scale)
         v = fused.flatten(2).transpose(1, 2)  # (B, N, C)
         if len(self.layers):
             word_keys, word_values, padding_penalty = sentence[:3]
             for number, layer in enumerate(self.layers):
                 v = layer(v, word_keys[:, number], word_values[:, number], padding_penalty)
-        x = self.visual(self.norm(v))
-        if self.contrastive:
-            return self.correlate(x, *sentence[-3:])
-        logits: Tensor = self.kernel(self.vis3(x))
-        return logits
+        decoded = self.norm(v)
+        x = self.visual(decoded)
+        logits: Tensor = self.correlate(x, *sentence[-3:]) if self.contrastive else self.kernel(self.vis3(x))
+        if self.presence is None:
+            return logits
+        return logits, self.presence(decoded, sentence[3 if len(self.layers) else 0])
 
     def visual(self, decoded: Tensor) -> Tensor:
         """The projector's convolutions: tokens (B, N, C) -> (B, C/2, S/4, S/4)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from training.scenes.describing import Reference
+from training.scenes.describing import Reference, describe
 from training.scenes.meaning import MAYBE, NO, YES, Noun, Query, fits
 from training.scenes.phrases import MAX_WORDS, phrase, phrase_several
 from training.scenes.scene import COLOURS, PATTERNS, Scene, SceneObject
@@ -64,6 +64,13 @@ def absent(scene: Scene, reference: Reference, rng: Random, attempts: int = 40) 
         if len(sentence.split()) <= MAX_WORDS:
             return Prompt(sentence, (), "nothing")
     return None
+
+
+def absent_prompt(scene: Scene, rng: Random) -> str | None:
+    """Return a prompt that matches nothing in `scene`, or None where none was found."""
+    references = describe(scene, rng, count=1)
+    prompt = absent(scene, references[0], rng) if references else None
+    return prompt.sentence if prompt else None
 
 
 def _swapped(noun: Noun, target: SceneObject, rng: Random) -> Noun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +89,10 @@ class Scene:
     labels: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
     clutter: tuple[SceneObject, ...] = ()
+
+    def union(self, indices: Iterable[int]) -> NDArray[np.bool_]:
+        """Return the visible pixels of all objects of `indices` as (H, W) bool."""
+        return np.isin(self.labels, [index + 1 for index in indices])
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Return the visible pixels of object `index` as (H, W) bool."""

@@ -83,8 +83,8 @@ def test_other_paths_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused_before_anything_else(copied: Path) -> None:
-    (copied / "manifest.json").write_text('{"format": 2, "whatever": "follows"}')
-    with pytest.raises(BundleError, match="is of format 2, and this version of cris-edge reads formats 1 to 1"):
+    (copied / "manifest.json").write_text('{"format": 3, "whatever": "follows"}')
+    with pytest.raises(BundleError, match="is of format 3, and this version of cris-edge reads formats 1 to 2"):
         Bundle.open(copied)
 
 

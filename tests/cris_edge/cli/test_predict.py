@@ -21,7 +21,7 @@ def test_predict_writes_overlay_and_mask(tiny: Path, photo: Path, tmp_path: Path
     first, second = result.stdout.splitlines()
     assert '"the red one"  score 0.9' in first
     assert first.endswith(str(output / "photo-the-red-one.png"))
-    assert '"Green!"  nothing found' in second
+    assert '"Green!"  nothing matches' in second
     assert names(output) == [
         "photo-green-mask.png", "photo-green.png", "photo-the-red-one-mask.png", "photo-the-red-one.png",
     ]  # fmt: skip
