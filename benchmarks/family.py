@@ -114,7 +114,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="cris-edge-family-") as temporary, Workers(progress) as pool:
         kept = folder or Path(temporary)
         kept.mkdir(parents=True, exist_ok=True)
-        common = {"image": str(synthetic_image(Path(temporary))), "sentence": PROMPT}
+        common = {"image": str(synthetic_image(Path(temporary))), "prompt": PROMPT}
         cases: list[tuple[dict[str, Any], str, Worker]] = []
         for name in members:
             given = checkpoints / f"{name}.pt" if checkpoints else None

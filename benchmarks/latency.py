@@ -201,7 +201,7 @@ def compare(
     entries: list[Entry] = []
     with tempfile.TemporaryDirectory(prefix="cris-edge-peers-") as temporary, Workers(progress) as pool:
         folder = Path(temporary)
-        common = {"image": str(synthetic_image(folder)), "sentence": PROMPT}
+        common = {"image": str(synthetic_image(folder)), "prompt": PROMPT}
         exported = _export(checkpoint, folder, peers, pool, progress)
 
         def add(name: str, label: str, entry: str, arguments: dict[str, Any], path: str | None = None) -> None:

@@ -33,15 +33,15 @@ class Peer:
         input_size: S, pixels.
         word_len: L, tokens.
         image: Path of the image.
-        sentence: Beginning of every prompt.
+        prompt: Beginning of every prompt.
         info: Runtime, version, device, precision and threads that really run.
     """
 
     def __init__(
-        self, network: Network, input_size: int, word_len: int, image: str, sentence: str, info: dict[str, Any]
+        self, network: Network, input_size: int, word_len: int, image: str, prompt: str, info: dict[str, Any]
     ) -> None:
         self._network, self._input_size, self._word_len, self.info = network, input_size, word_len, info
-        self._image, self._prompt, self._prompts = load_image(image), sentence, numbered(sentence)
+        self._image, self._prompt, self._prompts = load_image(image), prompt, numbered(prompt)
         self._tokenizer = Tokenizer()
 
     def measure(self, count: int) -> list[dict[str, float]]:
@@ -79,9 +79,9 @@ class Peer:
 class BundlePeer(SegmenterSubject):
     """A bundle through the SDK, with the methods of `Peer`."""
 
-    def __init__(self, model: str, options: dict[str, Any], image: str, sentence: str) -> None:
-        super().__init__(model, options, image, sentence)
-        self._prompt = sentence
+    def __init__(self, model: str, options: dict[str, Any], image: str, prompt: str) -> None:
+        super().__init__(model, options, image, prompt)
+        self._prompt = prompt
 
     def logits(self) -> list[float]:
         """Logits of the image and the prompt that all peers share."""
@@ -96,14 +96,14 @@ class BundlePeer(SegmenterSubject):
 
 
 def pytorch(
-    checkpoint: str, image: str, sentence: str, threads: int, *, form: str = "contiguous", precision: str = "float32"
+    checkpoint: str, image: str, prompt: str, threads: int, *, form: str = "contiguous", precision: str = "float32"
 ) -> Peer:
     """PyTorch under `inference_mode`.
 
     Args:
         checkpoint: A CRIS checkpoint that records its input size.
         image: Path of the image.
-        sentence: Beginning of every prompt.
+        prompt: Beginning of every prompt.
         threads: CPU threads.
         form: "contiguous", "channels last", or "compiled".
         precision: "float32", or "bfloat16" through autocast.
@@ -133,11 +133,11 @@ def pytorch(
         "precision": precision,
         "threads": torch.get_num_threads(),
     }
-    return Peer(network, architecture.input_size, architecture.word_len, image, sentence, info)
+    return Peer(network, architecture.input_size, architecture.word_len, image, prompt, info)
 
 
 def plain(
-    graph: str, runtime: str, precision: str, image: str, sentence: str, threads: int, input_size: int, word_len: int
+    graph: str, runtime: str, precision: str, image: str, prompt: str, threads: int, input_size: int, word_len: int
 ) -> Peer:
     """A plain export, the whole network as one graph, in a runtime as the SDK configures it."""
     # Neither torch nor onnx is imported in this process, so that its memory is the runtime's.
@@ -159,7 +159,7 @@ def plain(
     found = backend.info
     info = {"runtime": f"{runtime}, plain export"}
     info |= {name: getattr(found, name) for name in ("version", "device", "precision", "threads")}
-    return Peer(network, input_size, word_len, image, sentence, info)
+    return Peer(network, input_size, word_len, image, prompt, info)
 
 
 @dataclass

@@ -141,7 +141,7 @@ def measure(
             for runtime in [name for name in manifest.runtimes if name in registry.available()]:
                 for precision in ("auto", "float32"):
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
-                    arguments = {"model": str(path), "options": options, "image": image, "sentence": PROMPT}
+                    arguments = {"model": str(path), "options": options, "image": image, "prompt": PROMPT}
                     add(f"{manifest.name}, {runtime}", "cris_edge.benchmark.worker:SegmenterSubject", arguments, macs)
         samples = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress) if cases else []
         document = pool.document(bundles=[bundle_record(path) for path in bundles])

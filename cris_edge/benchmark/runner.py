@@ -207,10 +207,10 @@ def _measure_starts(
 
 def _measure_latency(cases: list[_Case], settings: Settings, report: Report, image: str, progress: Progress) -> None:
     with _workers(cases, "latency", image, report, progress) as workers:
-        turns: list[LatencySamples] = []
-        while workers and not turns:
+        samples: list[LatencySamples] = []
+        while workers and not samples:
             try:
-                turns = interleave(
+                samples = interleave(
                     list(workers.values()),
                     runs=settings.runs,
                     seconds=settings.seconds,
@@ -221,7 +221,7 @@ def _measure_latency(cases: list[_Case], settings: Settings, report: Report, ima
                 index = list(workers)[error.index]
                 report.failures.append({"case": f"{cases[index].report.label}, latency", "error": str(error)})
                 workers.pop(index).close()
-        for (index, worker), measured in zip(workers.items(), turns, strict=True):
+        for (index, worker), measured in zip(workers.items(), samples, strict=True):
             cases[index].report.latency = measured.spreads()
             cases[index].report.memory["running"] = worker.ask("memory")
         if settings.data is None:
@@ -271,7 +271,7 @@ def _workers(
                 "model": case.model,
                 "options": {**case.options, "hint": hint, "cache_dir": None},
                 "image": image,
-                "sentence": PROMPT,
+                "prompt": PROMPT,
             }
             try:
                 workers[index] = stack.enter_context(Worker(_SUBJECT, arguments, case.report.label))

@@ -165,10 +165,10 @@ class SegmenterSubject:
         model: The bundle's folder.
         options: Options of `Segmenter`.
         image: Image file.
-        sentence: Start of the prompts.
+        prompt: Start of every prompt.
     """
 
-    def __init__(self, model: str, options: Mapping[str, Any], image: str, sentence: str) -> None:
+    def __init__(self, model: str, options: Mapping[str, Any], image: str, prompt: str) -> None:
         import warnings
 
         from cris_edge.image import load_image
@@ -179,7 +179,7 @@ class SegmenterSubject:
         self._segmenter = Segmenter(model, **options)
         self.info = self._segmenter.info.to_dict()
         self._image = load_image(image)
-        self._prompts = numbered(sentence)
+        self._prompts = numbered(prompt)
         self._features = self._segmenter.encode_image(self._image)
         self._samples: tuple[str, list[Any]] = ("", [])
 
@@ -222,10 +222,10 @@ class SegmenterSubject:
         for sample in self._samples[1][first : first + count]:
             if sample.no_target:  # these metrics are over prompts that have a target
                 continue
-            scene = self._segmenter.encode_image(sample.image)
-            truth = sample.truth(scene.image.shape[:2])
-            for sentence in sample.sentences:
-                scores.add_mask(self._segmenter(scene, sentence).mask, truth)
+            features = self._segmenter.encode_image(sample.image)
+            truth = sample.truth(features.image.shape[:2])
+            for prompt in sample.sentences:
+                scores.add_mask(self._segmenter(features, prompt).mask, truth)
         return {"ious": scores.ious, "intersection": scores.intersection, "union": scores.union}
 
     def memory(self) -> int | None:
