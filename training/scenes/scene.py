@@ -68,11 +68,6 @@ class SceneObject:
         """Whether enough of it is visible for a prompt."""
         return self.share >= MIN_SHARE and self.visible >= MIN_PIXELS
 
-    @property
-    def depth(self) -> float:
-        """Distance from the viewer in arbitrary units: smaller is nearer."""
-        return -self.ground
-
 
 @dataclass(frozen=True)
 class Scene:
