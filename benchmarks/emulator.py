@@ -31,7 +31,7 @@ from runtimes.htp_calibration import OnCpu
 from runtimes.network import Network
 from training.checkpoint import load_model
 from training.data.samples import open_source
-from training.evaluate import BundlePredictor, Predictor, TorchPredictor
+from training.scoring import BundlePredictor, Predictor, TorchPredictor
 
 SIMULATED = "simulated"
 

@@ -30,9 +30,9 @@ from cris_edge.files import write_whole
 from training.checkpoint import FORMAT, load_model, read_checkpoint
 from training.data.samples import open_source
 from training.device import choose_device
-from training.evaluate import TorchPredictor, score
 from training.model import CRIS, Architecture
 from training.recipes import recipe
+from training.scoring import TorchPredictor, score
 
 Key = tuple[str, str, str]
 """Recipe, dataset, split."""

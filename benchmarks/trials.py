@@ -33,8 +33,8 @@ from training.config import RunConfig, option, override
 from training.data.samples import open_source
 from training.distributed import Processes, join
 from training.engine import LAST, StoppedError, Trainer
-from training.evaluate import TorchPredictor, score
 from training.recipes import recipe
+from training.scoring import TorchPredictor, score
 
 logger = logging.getLogger("cris_edge.benchmarks")
 

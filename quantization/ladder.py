@@ -30,7 +30,7 @@ from quantization.post_training import Scheme, quantize_module
 from quantization.quantized_checkpoint import load_quantized, save_quantized
 from quantization.sensitivity import Groups, grouped, measure
 from training.data.samples import Source
-from training.evaluate import score
+from training.scoring import score
 
 logger = logging.getLogger("cris_edge.quantization")
 

@@ -17,7 +17,7 @@ from runtimes.agreement import compare
 from runtimes.network import Array, Network
 from runtimes.source_model import Metrics, entry
 from training.data.samples import Source
-from training.evaluate import Predictor
+from training.scoring import Predictor
 
 logger = logging.getLogger("cris_edge.runtimes")
 
@@ -26,7 +26,7 @@ AGREEMENT = 100  # images on which the masks of int8 graphs are compared with Py
 
 @dataclass
 class NetworkPredictor:
-    """A network as `training.evaluate` scores it."""
+    """A network as `training.scoring` scores it."""
 
     network: Network
     runtime: str
@@ -40,7 +40,7 @@ class NetworkPredictor:
         return self.network.logits(pixels, tokens)
 
     def logits_and_presence(self, pixels: Array, tokens: Array) -> tuple[Array, Array | None]:
-        """As `training.evaluate.ask`; presence is computed as the bundle does."""
+        """As `training.scoring.ask`; presence is computed as the bundle does."""
         image = self.network.encode_image(pixels)
         found = [self.network.decode_all(image, self.network.encode_text(row[None])) for row in tokens]
         known = [presence for outputs in found if (presence := presence_of(outputs, self.presence)) is not None]

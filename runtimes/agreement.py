@@ -28,7 +28,7 @@ from quantization.quantized_checkpoint import is_quantized, load_quantized
 from runtimes.quantized import in_form
 from training.checkpoint import load_model, read_checkpoint
 from training.data.samples import Source, open_source
-from training.evaluate import BundlePredictor, Predictor, TorchPredictor
+from training.scoring import BundlePredictor, Predictor, TorchPredictor
 
 
 @dataclass(frozen=True)

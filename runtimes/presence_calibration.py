@@ -18,7 +18,7 @@ from cris_edge.image import preprocess
 from cris_edge.metrics import auroc
 from cris_edge.tokenizer import PromptWarning, Tokenizer
 from training.data.samples import Source
-from training.evaluate import MIN_PRESENCE, Predictor, ask
+from training.scoring import MIN_PRESENCE, Predictor, ask
 
 logger = logging.getLogger("cris_edge.runtimes")
 
@@ -68,7 +68,7 @@ class Calibrated:
         return self.predictor.logits(pixels, tokens)
 
     def logits_and_presence(self, pixels: Any, tokens: Any) -> tuple[Any, Any]:
-        """As `training.evaluate.ask`."""
+        """As `training.scoring.ask`."""
         logits = self.predictor.logits(pixels, tokens)
         return logits, np.array([calibrated_presence(one, self.spec.coefficients) for one in logits], np.float32)
 

@@ -25,7 +25,7 @@ from runtimes.presence_calibration import Calibrated, determine
 from runtimes.probes import Probes
 from training.checkpoint import load_network, read_checkpoint, recorded, sha256
 from training.data.samples import Source
-from training.evaluate import Predictor, TorchPredictor, score
+from training.scoring import Predictor, TorchPredictor, score
 
 Metrics = dict[str, Any]
 

@@ -30,11 +30,11 @@ from training.data.samples import open_source
 from training.data.transforms import Transform
 from training.distributed import Processes
 from training.ema import Ema
-from training.evaluate import TorchPredictor, score
 from training.losses import Criterion
 from training.metrics_writer import Meter, MetricsWriter
 from training.model import CRIS
 from training.schedule import Schedule
+from training.scoring import TorchPredictor, score
 from training.state import LAST, State, find_checkpoint, restore, save_state
 
 logger = logging.getLogger("cris_edge.training")

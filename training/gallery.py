@@ -1,4 +1,4 @@
-"""Best, worst and random cases of an evaluation, to be looked at: one HTML or PNG file."""
+"""Best, worst and random cases of an evaluation in one HTML, PNG or JPEG file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import html
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,9 +18,7 @@ from cris_edge.image.overlay import draw_overlay
 from cris_edge.tokenizer import Tokenizer
 from training.data.samples import Source
 from training.report import Case, Report
-
-if TYPE_CHECKING:
-    from training.evaluate import Predictor
+from training.scoring import Predictor, predict
 
 Image = npt.NDArray[np.uint8]
 TRUTH, PREDICTION = (40, 180, 60), (230, 60, 50)
@@ -41,27 +38,27 @@ def write_gallery(
     rows: int = 8,
     seed: int = 0,
 ) -> None:
-    """Write image, truth and prediction of the best, worst and ``rows`` random cases each.
+    """Write image, truth and prediction of ``rows`` of the best, worst and random cases each.
 
     Args:
-        path: ends in ``.html`` (one file, images inside), ``.png`` or ``.jpg``.
-        report: of the same predictor and source.
-        predictor: computes the logits.
-        source: where the cases are.
-        threshold: of the probability.
-        min_presence: below it nothing is drawn, as in `training.evaluate.score`.
-        rows: cases of each kind.
-        seed: of the random cases.
+        path: Ends in ``.html`` (with embedded images), ``.png`` or ``.jpg``.
+        report: The scores of this predictor on this source.
+        predictor: Computes the logits.
+        source: The data.
+        threshold: As in `training.scoring.score`.
+        min_presence: As in `training.scoring.score`.
+        rows: Number of cases of each kind.
+        seed: Seed of the random cases.
 
     Raises:
-        OptionError: the path ends otherwise.
+        OptionError: The path has another suffix.
     """
     check_gallery(path)
     ordered = sorted(report.cases, key=lambda case: case.iou if case.matches else float(case.empty))
     random = np.random.default_rng(seed).permutation(len(ordered))[:rows]
     groups = {"Worst": ordered[:rows], "Random": [ordered[i] for i in random], "Best": ordered[::-1][:rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{report.dataset} {report.split}: {len(report.cases)} sentences, mIoU {100 * report.scores.mIoU:.2f}"
+    title = f"{report.dataset} {report.split}: {len(report.cases)} prompts, mIoU {100 * report.scores.mIoU:.2f}"
     drawn = {name: list(_draw(cases, predictor, source, threshold, min_presence)) for name, cases in groups.items()}
     if path.suffix == ".html":
         write_whole(path, _page(title, drawn))
@@ -70,20 +67,18 @@ def write_gallery(
 
 
 def check_gallery(path: Path) -> None:
-    """Refuse a name that no gallery can have.
+    """Check the suffix of a gallery.
 
     Raises:
-        OptionError: it ends otherwise than in ``.html``, ``.png`` or ``.jpg``.
+        OptionError: It is not ``.html``, ``.png`` or ``.jpg``.
     """
     if path.suffix not in (".html", ".png", ".jpg"):
-        raise OptionError(f"the gallery {path} ends in {path.suffix!r}; expected .html, .png or .jpg.")
+        raise OptionError(f"The gallery {path} ends in {path.suffix!r}; expected .html, .png or .jpg.")
 
 
 def _draw(
     cases: list[Case], predictor: Predictor, source: Source, threshold: float, min_presence: float
 ) -> Iterator[tuple[Case, Image]]:
-    from training.evaluate import predict
-
     tokenizer = Tokenizer()
     for case in cases:
         example = source.load(case.index, predictor.input_size)
@@ -106,8 +101,8 @@ def _page(title: str, drawn: dict[str, list[tuple[Case, Image]]]) -> str:
     parts.append(f"<h1>{html.escape(title)}</h1><p>Image, truth (green), prediction (red).</p>")
     for name, cases in drawn.items():
         parts.append(f"<h2>{name}</h2>")
-        for case, picture in cases:
-            data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+        for case, image in cases:
+            data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
             source = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
             caption = f"“{html.escape(case.sentence)}” · IoU {case.iou:.3f} · <small>{html.escape(case.id)}</small>"
             parts.append(f"<figure><img src='{source}'><figcaption>{caption}</figcaption></figure>")
@@ -117,15 +112,15 @@ def _page(title: str, drawn: dict[str, list[tuple[Case, Image]]]) -> str:
 def _sheet(title: str, drawn: dict[str, list[tuple[Case, Image]]]) -> Image:
     rows: list[tuple[str, Image | None]] = [(title, None)]
     for name, cases in drawn.items():
-        rows += [(f"{name}: {case.sentence} (IoU {case.iou:.3f})", picture) for case, picture in cases]
-    width = max([720, *(picture.shape[1] for _, picture in rows if picture is not None)])
+        rows += [(f"{name}: {case.sentence} (IoU {case.iou:.3f})", image) for case, image in cases]
+    width = max([720, *(image.shape[1] for _, image in rows if image is not None)])
     strips = []
-    for caption, picture in rows:
+    for caption, image in rows:
         strip = np.full((24, width, 3), 255, dtype=np.uint8)
-        plain = caption.encode("ascii", "replace").decode()  # OpenCV's fonts have no other letters
+        plain = caption.encode("ascii", "replace").decode()  # OpenCV's fonts are ASCII
         cv2.putText(strip, plain, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         strips.append(strip)
-        if picture is not None:
-            missing = width - picture.shape[1]
-            strips.append(np.pad(picture, ((0, 8), (0, missing), (0, 0)), constant_values=255))
+        if image is not None:
+            missing = width - image.shape[1]
+            strips.append(np.pad(image, ((0, 8), (0, missing), (0, 0)), constant_values=255))
     return np.vstack(strips)

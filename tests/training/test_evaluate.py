@@ -10,10 +10,11 @@ import pytest
 
 from cris_edge.metrics import Scores
 from training.data.samples import Example, LabelledSource, SceneSource, open_source
-from training.evaluate import BundlePredictor, TorchPredictor, main, score
+from training.evaluate import main
 from training.gallery import write_gallery
 from training.model import CRIS
 from training.report import Case, Report
+from training.scoring import BundlePredictor, TorchPredictor, score
 
 
 class Replay:
