@@ -66,10 +66,10 @@ def build_model(config: RunConfig, processes: Processes) -> CRIS:
     if start.init:
         state = public_state(read_checkpoint(start.init), start.init)
         if model.presence is not None and not any(name.startswith("presence.") for name in state):
-            # A head added to a network that was trained without one starts from its initialization.
+            # A checkpoint without presence head: the head keeps its initialization.
             state = {**state, **{f"presence.{name}": tensor for name, tensor in model.presence.state_dict().items()}}
         load_public(model, state, start.init)
-    # Kept for round trips of checkpoints only; were a gradient expected, data-parallel training would wait for it.
+    # Unused, only kept in checkpoints: data-parallel training would wait for its gradient.
     model.backbone.logit_scale.requires_grad_(False)
     if prefix := config.optimizer.train_only:
         _freeze_all_but(model, prefix)
@@ -88,7 +88,7 @@ def _freeze_all_but(model: CRIS, prefix: str) -> None:
     names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
     if not names:
         parts = ", ".join(name for name, child in model.named_children() if child is not None)
-        raise OptionError(f"--train-only is {prefix!r}, but no parameter's name begins so; give one of {parts}.")
+        raise OptionError(f"--train-only is {prefix!r}; no parameter starts with it. Available: {parts}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names and parameter.requires_grad)
 

@@ -74,10 +74,10 @@ class DataConfig(_Checked):
         one_of("nearest", "area"),
     )
     negatives: float = setting(
-        0.0, "share of prompts replaced by ones that match nothing in the image, where the data knows some", share
+        0.0, "share of prompts replaced by ones that match nothing in the image, where available", share
     )
-    workers: int = setting(2, "loader processes; 0 loads in the training process", not_negative)
-    prefetch: int = setting(4, "batches each worker prepares ahead", positive)
+    workers: int = setting(2, "loader processes; 0: load in the training process", not_negative)
+    prefetch: int = setting(4, "batches that each loader process prepares in advance", positive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +108,9 @@ class OptimizerConfig(_Checked):
     dice_weight: float = setting(
         0.0, "weight of a soft Dice term added to the loss; 0 is the paper's loss", not_negative
     )
-    presence_weight: float = setting(
-        1.0, "weight of the presence head's cross-entropy, for architectures that have one", not_negative
-    )
+    presence_weight: float = setting(1.0, "weight of the cross-entropy of the presence head", not_negative)
     train_only: str | None = setting(
-        None, "train only parameters whose names begin with this, such as presence; all else is frozen"
+        None, "freeze all parameters except those whose names start with this, such as presence"
     )
 
 

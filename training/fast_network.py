@@ -1,4 +1,4 @@
-"""CRIS as the training loop calls it: the same function, computed in the fastest order for the device."""
+"""CRIS for the training loop: the same function, in the order that trains fastest on the device."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class Network(nn.Module):
     """Logits, decoded features and presence logits of a CRIS.
 
     Args:
-        model: the network.
-        recompute: whether to keep only the decoder's output and recompute the rest in the backward pass: less
-            memory, more time.
-        adapter: applied to the decoded features, where given.
+        model: The network.
+        recompute: Whether to recompute activations in the backward pass: less memory, more time.
+        adapter: Applied to the decoded features, for distillation.
     """
 
     def __init__(self, model: CRIS, recompute: bool = False, adapter: nn.Module | None = None) -> None:
@@ -32,12 +31,7 @@ class Network(nn.Module):
         self.model, self.recompute, self.adapter = model, recompute, adapter
 
     def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Compute what the loss needs.
-
-        Returns:
-            Logits (N, 1, S/4, S/4); decoded features (N, C, S/16, S/16), adapted where there is an adapter; presence
-            logits (N, 1), None for a network without that head.
-        """
+        """Return logits (N, 1, S/4, S/4), (adapted) decoded features (N, C, S/16, S/16), and presence logits (N, 1)."""
         project = project_taps if image.device.type == "cpu" and self.model.proj.contrastive else _project
         if self.recompute:
             options: dict[str, Any] = {"use_reentrant": False, "context_fn": self._contexts}
@@ -67,7 +61,7 @@ class Network(nn.Module):
 
 
 def project_taps(projector: Projector, decoded: Tensor, sentence: Tensor) -> Tensor:
-    """Compute the projector in the order that trains fastest on CPUs; the sums are the same.
+    """Compute the projector in the order that trains fastest on CPUs; the result is the same.
 
     The products of its 3x3 convolutions are computed before the upsampling, on a quarter of the pixels. The 1x1
     convolution is multiplied into the sentence's kernel. The convolution with one group per sentence is slow, above all

@@ -1,4 +1,4 @@
-"""The training loss: the paper's, and the terms that a run's options add."""
+"""The training loss: the paper's, with optional weights, Dice, presence and distillation."""
 
 from __future__ import annotations
 
