@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from training.scenes.meaning import CORNERS, RELATIONS, SIDES, SUPERLATIVES, Noun, Query, only, target
-from training.scenes.phrases import MAX_WORDS, phrase
+from training.scenes.prompts import MAX_WORDS, phrase
 from training.scenes.scene import Scene, SceneObject
 
 FAMILIES = {"attribute": 16, "place": 22, "order": 16, "relation": 34, "superlative": 9, "short": 17}

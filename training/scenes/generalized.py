@@ -7,7 +7,7 @@ from random import Random
 
 from training.scenes.describing import Reference, describe
 from training.scenes.meaning import MAYBE, NO, YES, Noun, Query, fits
-from training.scenes.phrases import MAX_WORDS, phrase, phrase_several
+from training.scenes.prompts import MAX_WORDS, phrase, phrase_several
 from training.scenes.scene import COLOURS, PATTERNS, Scene, SceneObject
 from training.scenes.shapes import KINDS
 

@@ -10,7 +10,7 @@ from training.scenes.describing import describe
 from training.scenes.drawing import draw_scene
 from training.scenes.generalized import NEGATIVES, absent, generalize, several
 from training.scenes.meaning import NO, YES, Noun, Query, fits
-from training.scenes.phrases import phrase_several, plural
+from training.scenes.prompts import phrase_several, plural
 from training.scenes.scene import COLOURS
 from training.scenes.synthetic import SyntheticScenes
 
