@@ -138,12 +138,12 @@ def measure(
             arguments = {**common, "checkpoint": str(checkpoint), "threads": threads, "form": "channels last"}
             if worker := pool.start("benchmarks.peers:pytorch", arguments, f"{name}, {PYTORCH}"):
                 cases.append((row, PYTORCH, worker))
-        samples = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress) if cases else []
-        for (row, runtime, worker), turns in zip(cases, samples, strict=True):
+        gathered = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress) if cases else []
+        for (row, runtime, worker), samples in zip(cases, gathered, strict=True):
             row["runtimes"][runtime] = {
                 "version": str(worker.info["version"]),
                 "peak_memory": worker.ask("memory")["peak"],
-                "seconds": {stage: spread.to_dict() for stage, spread in turns.spreads().items()},
+                "seconds": {stage: spread.to_dict() for stage, spread in samples.spreads().items()},
             }
         return pool.document(threads=threads, members=rows)
 

@@ -17,7 +17,7 @@ from cris_edge.device.processor import physical_cores, processor_name
 from training.device import choose_device
 from training.model import CRIS, Architecture
 
-TURNS = 2
+RUNS = 2
 """Runs of a network in a round, after one that does not count."""
 
 
@@ -88,7 +88,7 @@ def measure(
         "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else processor_name(),
         "threads": used,
         "precision": precision,
-        "turns": rounds * TURNS,
+        "runs": rounds * RUNS,
         "confidence": min(speed.seconds.confidence for speed in speeds.values()),
     }
     return speeds, setting
@@ -118,7 +118,7 @@ def _block(model: CRIS, length: int, device: torch.device) -> list[float]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return timed(run, TURNS)
+    return timed(run, RUNS)
 
 
 @contextmanager

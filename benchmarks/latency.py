@@ -49,7 +49,7 @@ class Entry:
         name: Name of the peer; "bundle" for a bundle.
         label: Name for tables.
         info: Runtime, version, device, precision and threads that really ran.
-        turns: Latency samples.
+        samples: Latency samples.
         memory: Peak of the process and resident memory at the end, bytes.
         difference: Largest absolute difference of a logit from PyTorch's in float32.
         path: Folder of the bundle.
@@ -58,22 +58,22 @@ class Entry:
     name: str
     label: str
     info: dict[str, Any]
-    turns: LatencySamples
+    samples: LatencySamples
     memory: dict[str, int | None] = field(default_factory=dict)
     difference: float | None = None
     path: str | None = None
 
     def spread(self, stage: str) -> Spread:
         """Seconds of one stage."""
-        return Spread.of(self.turns.of(stage))
+        return Spread.of(self.samples.of(stage))
 
     @property
     def overhead(self) -> float:
         """Share of the time spent outside the network: the median over the samples."""
         shares = [
-            1 - sum(turn[stage] for stage in NETWORK if stage in turn) / turn["whole"]
-            for block in self.turns.blocks
-            for turn in block
+            1 - sum(sample[stage] for stage in NETWORK if stage in sample) / sample["whole"]
+            for block in self.samples.blocks
+            for sample in block
         ]
         return float(np.median(shares))
 
@@ -111,7 +111,7 @@ class Comparison:
                     "label": entry.label,
                     "path": Path(entry.path).name if entry.path else None,  # parents are nobody's business
                     "info": {name: value for name, value in entry.info.items() if name != "path"},
-                    "seconds": {stage: spread.to_dict() for stage, spread in entry.turns.spreads().items()},
+                    "seconds": {stage: spread.to_dict() for stage, spread in entry.samples.spreads().items()},
                     "memory": entry.memory,
                     "largest_difference_of_a_logit": entry.difference,
                     "share_outside_the_network": entry.overhead,
@@ -131,11 +131,11 @@ class Comparison:
 
 def against(base: Entry, entry: Entry) -> dict[str, Any]:
     """How many times faster `entry` is than all of `base`'s work, for one image and for its next prompt."""
-    theirs = base.turns.of("whole")
+    theirs = base.samples.of("whole")
     peaks = entry.memory.get("peak"), base.memory.get("peak")
     return {
-        "whole": ratio(entry.turns.of("whole"), theirs),
-        "next": ratio(entry.turns.of("next"), theirs),
+        "whole": ratio(entry.samples.of("whole"), theirs),
+        "next": ratio(entry.samples.of("next"), theirs),
         "memory": peaks[0] / peaks[1] if peaks[0] and peaks[1] else None,
     }
 
@@ -228,9 +228,9 @@ def compare(
                     label = f"{manifest.name}, {runtime}"
                     add(OURS, label, "benchmarks.peers:BundlePeer", {"model": str(path), "options": options}, str(path))
         if entries:
-            samples = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress)
-            for measured, worker, turns in zip(entries, pool.workers, samples, strict=True):
-                measured.turns, measured.memory = turns, worker.ask("memory")
+            gathered = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress)
+            for measured, worker, samples in zip(entries, pool.workers, gathered, strict=True):
+                measured.samples, measured.memory = samples, worker.ask("memory")
             _add_differences(entries, pool.workers)
         document = pool.document(
             checkpoint=checkpoint_record(checkpoint) if checkpoint.exists() else None,

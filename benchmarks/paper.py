@@ -203,7 +203,7 @@ class Tables:
             remarks.append(
                 f"images/s here: one image and one prompt to logits in PyTorch {setting['torch']}, "
                 f"{setting['precision']}, on {setting['device']}, threads: {setting['threads']}, random weights; 1 / "
-                f"median of {setting['turns']} runs, with its {setting['confidence']:.0%} interval."
+                f"median of {setting['runs']} runs, with its {setting['confidence']:.0%} interval."
             )
             remarks += busy(self.load_before)
         return remarks

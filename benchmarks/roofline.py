@@ -143,18 +143,18 @@ def measure(
                     options = {"runtime": runtime, "precision": precision, "threads": threads, "cache_dir": None}
                     arguments = {"model": str(path), "options": options, "image": image, "prompt": PROMPT}
                     add(f"{manifest.name}, {runtime}", "cris_edge.benchmark.worker:SegmenterSubject", arguments, macs)
-        samples = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress) if cases else []
+        gathered = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress) if cases else []
         document = pool.document(bundles=[bundle_record(path) for path in bundles])
     chains: list[Rate] = []
     graphs: list[Rate] = []
-    for (label, macs_of), worker, turns in zip(cases, pool.workers, samples, strict=True):
+    for (label, macs_of), worker, samples in zip(cases, pool.workers, gathered, strict=True):
         precision = worker.info["precision"]
         if not macs_of:
             kind = precision.partition("+")[0]
-            chains.append(Rate(label, kind, worker.info["macs"], Spread.of(turns.of("whole"))))
+            chains.append(Rate(label, kind, worker.info["macs"], Spread.of(samples.of("whole"))))
             continue
         for name in GRAPHS:
-            rate = Rate(f"{label}, {name}", precision, macs_of[name] or 0, Spread.of(turns.of(name)))
+            rate = Rate(f"{label}, {name}", precision, macs_of[name] or 0, Spread.of(samples.of(name)))
             if rate.macs and (rate.label, precision) not in [(other.label, other.precision) for other in graphs]:
                 graphs.append(rate)
     return Roofline(chains, graphs, document)

@@ -106,9 +106,9 @@ def in_process(model: str | None, runtime: str, threads: int | None, image: Path
         found = {}
         for kind in ("whole", "kept"):
             count, began = 0, 0.0
-            for turn in range(2):  # the first fills caches and does not count
+            for repeat in range(2):  # the first fills caches and does not count
                 count, began = 0, process_time()
-                while process_time() - began < (seconds if turn else 0.5):
+                while process_time() - began < (seconds if repeat else 0.5):
                     scene = segmenter.encode_image(data) if kind == "whole" else kept
                     json.dumps(reply(segmenter(scene, PROMPTS[0]), "rle"))
                     count += 1

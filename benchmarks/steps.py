@@ -145,12 +145,12 @@ def measure(
             rows.append({"recipe": recipe, "form": form, **worker.info})
         if not rows:
             raise RuntimeFailure("; ".join(f"{failure['case']}: {failure['error']}" for failure in pool.failures))
-        samples = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress)
-        plain = next((turns for row, turns in zip(rows, samples, strict=True) if row["form"] == "plain"), None)
-        for row, worker, turns in zip(rows, pool.workers, samples, strict=True):
+        gathered = interleave(pool.workers, runs=runs, seconds=seconds, progress=progress)
+        plain = next((samples for row, samples in zip(rows, gathered, strict=True) if row["form"] == "plain"), None)
+        for row, worker, samples in zip(rows, pool.workers, gathered, strict=True):
             row["peak_memory"] = worker.ask("memory")
-            row["seconds"] = Spread.of(turns.of("whole")).to_dict()
-            row["times_faster_than_plain"] = ratio(turns.of("whole"), plain.of("whole")) if plain else None
+            row["seconds"] = Spread.of(samples.of("whole")).to_dict()
+            row["times_faster_than_plain"] = ratio(samples.of("whole"), plain.of("whole")) if plain else None
         return pool.document(rows=rows)
 
 

@@ -19,18 +19,18 @@ class Constant:
     input_size, word_len, precision = SIZE, 17, "float32"
 
     def __init__(self, runtime: str, logit: float) -> None:
-        self.runtime, self._logit, self.asked = runtime, logit, 0
+        self.runtime, self._logit, self.pairs = runtime, logit, 0
 
     def logits(self, pixels: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         assert pixels.shape == (1, 3, SIZE, SIZE)
-        self.asked += len(tokens)
+        self.pairs += len(tokens)
         return np.full((len(tokens), 1, SIZE // 4, SIZE // 4), self._logit, np.float32)
 
 
 def test_all_get_the_same_pairs_and_are_compared_with_the_first():
     everything, same, nothing = Constant("all", 9), Constant("same", 8), Constant("none", -9)
     rows = measure([everything, same, nothing], "scenes:val:3:1", 2, 0.35)
-    assert everything.asked == same.asked == nothing.asked == 6
+    assert everything.pairs == same.pairs == nothing.pairs == 6
     assert [row["samples"] for row in rows] == [6, 6, 6]
     assert [row["all"]["mask_iou"] for row in rows] == pytest.approx([1.0, 1.0, 0.0])
     assert [row["all"]["max_logit_difference"] for row in rows] == [0, 1, 18]

@@ -1,4 +1,4 @@
-"""Bundles against others: the same function, the same job, ratios of the same rounds."""
+"""Bundles and peers compute the same function, and ratios are of the same rounds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def image(folder) -> str:
     return str(synthetic_image(folder))
 
 
-def turns(*blocks: tuple[float, float], stages: dict[str, float] | None = None) -> LatencySamples:
+def samples(*blocks: tuple[float, float], stages: dict[str, float] | None = None) -> LatencySamples:
     made = LatencySamples()
     made.blocks = [[{"whole": whole, "next": following, **(stages or {})}] * 3 for whole, following in blocks]
     return made
@@ -55,11 +55,11 @@ def entry(name: str, label: str, made: LatencySamples, *, runtime: str = "PyTorc
 def test_plain_exports_compute_what_pytorch_computes(checkpoint, image, folder):
     expected = np.array(pytorch(str(checkpoint), image, PROMPT, 1).logits())
     exporter = Exporter(str(checkpoint))
-    told = {form: exporter.export(str(folder / f"{form}.onnx"), form) for form in ("convolution", "product")}
+    found = {form: exporter.export(str(folder / f"{form}.onnx"), form) for form in ("convolution", "product")}
     # The same sum in two forms.
-    assert told["convolution"] == told["product"]
-    assert told["product"]["input_size"] == 64
-    assert told["product"]["macs"] > 1e6
+    assert found["convolution"] == found["product"]
+    assert found["product"]["input_size"] == 64
+    assert found["product"]["macs"] > 1e6
     sizes = {"input_size": 64, "word_len": 17}
     for runtime, form in (("onnxruntime", "convolution"), ("onnxruntime", "product"), ("openvino", "product")):
         pytest.importorskip(runtime)
@@ -77,12 +77,12 @@ def test_forms_of_pytorch_compute_the_same(checkpoint, image, form, precision, t
 
 def test_a_peer_does_the_whole_job(checkpoint, image):
     peer = pytorch(str(checkpoint), image, PROMPT, 1)
-    told = peer.measure(2)
-    assert len(told) == 2
-    for turn in told:
-        stages = turn["preprocess"] + turn["tokenize"] + turn["network"] + turn["postprocess"]
-        assert stages <= turn["whole"]
-        assert turn["next"] == pytest.approx(turn["whole"] - turn["preprocess"])
+    found = peer.measure(2)
+    assert len(found) == 2
+    for sample in found:
+        stages = sample["preprocess"] + sample["tokenize"] + sample["network"] + sample["postprocess"]
+        assert stages <= sample["whole"]
+        assert sample["next"] == pytest.approx(sample["whole"] - sample["preprocess"])
     assert peer.info == {
         "runtime": "PyTorch eager, contiguous",
         "version": torch.__version__,
@@ -93,9 +93,9 @@ def test_a_peer_does_the_whole_job(checkpoint, image):
 
 
 def test_ratios_are_against_the_better_memory_format():
-    slow = entry("pytorch", "contiguous", turns((2.0, 1.9), (4.0, 3.8)))
-    fast = entry("pytorch-channels-last", "channels last", turns((1.0, 0.9), (2.0, 1.9)), peak=200)
-    ours = entry("bundle", "ours", turns((0.1, 0.05), (0.2, 0.1)), runtime="openvino", peak=50)
+    slow = entry("pytorch", "contiguous", samples((2.0, 1.9), (4.0, 3.8)))
+    fast = entry("pytorch-channels-last", "channels last", samples((1.0, 0.9), (2.0, 1.9)), peak=200)
+    ours = entry("bundle", "ours", samples((0.1, 0.05), (0.2, 0.1)), runtime="openvino", peak=50)
     assert Comparison([slow, fast, ours]).base is fast
     ratios = against(fast, ours)
     assert ratios["whole"]["ratio"] == pytest.approx(10)
@@ -105,9 +105,9 @@ def test_ratios_are_against_the_better_memory_format():
 
 
 def test_bundles_are_compared_with_the_plain_export_in_the_same_runtime_and_precision():
-    ours = entry("bundle", "ours", turns((1.0, 0.5)), runtime="openvino")
-    other = entry("onnxruntime-plain", "plain", turns((9.0, 9.0)), runtime="onnxruntime, plain export")
-    same = entry("openvino-plain", "plain", turns((1.5, 1.5)), runtime="openvino, plain export")
+    ours = entry("bundle", "ours", samples((1.0, 0.5)), runtime="openvino")
+    other = entry("onnxruntime-plain", "plain", samples((9.0, 9.0)), runtime="onnxruntime, plain export")
+    same = entry("openvino-plain", "plain", samples((1.5, 1.5)), runtime="openvino, plain export")
     rows = Comparison([other, same, ours]).to_dict()["entries"]
     assert rows[2]["against_plain"]["whole"]["ratio"] == pytest.approx(1.5)
     assert rows[0]["against_plain"] is None
@@ -115,13 +115,13 @@ def test_bundles_are_compared_with_the_plain_export_in_the_same_runtime_and_prec
 
 def test_share_outside_the_network():
     stages = {"preprocess": 0.1, "image_encoder": 0.5, "text_encoder": 0.1, "mask_decoder": 0.3}
-    assert entry("bundle", "ours", turns((1.0, 0.5), stages=stages)).overhead == pytest.approx(0.1)
+    assert entry("bundle", "ours", samples((1.0, 0.5), stages=stages)).overhead == pytest.approx(0.1)
 
 
 def test_peers_are_measured_together(checkpoint):
     found = compare(checkpoint, [], peers=("pytorch", "pytorch-channels-last"), threads=1, runs=2, seconds=0)
     assert not found.document["failures"]
-    assert [len(entry.turns.blocks) for entry in found.entries] == [2, 2]
+    assert [len(entry.samples.blocks) for entry in found.entries] == [2, 2]
     assert found.entries[1].difference is not None
     assert found.entries[1].difference < 1e-4
     assert found.base in found.entries

@@ -130,7 +130,7 @@ def test_speed(small_recipes: Tables) -> None:
     speeds, setting = fps.measure(networks, (17, 22), threads=1, rounds=2)
     assert torch.get_num_threads() == before
     assert set(speeds) == {(name, length) for name in networks for length in (17, 22)}
-    assert all(speed.seconds.count == 2 * fps.TURNS for speed in speeds.values())
+    assert all(speed.seconds.count == 2 * fps.RUNS for speed in speeds.values())
     slowest, low, high = speeds["r50-contrastive-n3", 17].fps
     assert 0 < low <= slowest <= high
     small_recipes.speeds, small_recipes.setting = speeds, setting

@@ -1,4 +1,4 @@
-"""The peak of the machine, and what a graph reaches of it."""
+"""The peak of the machine, and the fraction of it that a graph reaches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def roofline(*graphs: Rate) -> Roofline:
     return Roofline(chains, list(graphs), {"machine": machine, "failures": [], "load_before": None})
 
 
-def test_the_chain_is_what_it_says():
+def test_the_chain_has_the_operations_that_it_states():
     model = chain(8, 6, 3, quantized=False)
     onnx.checker.check_model(model, full_check=True)
     assert multiply_accumulates(model) == 3 * 8 * 8 * 9 * 36
@@ -42,19 +42,19 @@ def test_the_quantized_chain_computes_about_the_same():
         ort.load().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(["y"], given)[0]
         for model in (chain(8, 6, 3, quantized=False), chain(8, 6, 3, quantized=True))
     )
-    assert exact.max() > 0.5  # the signal does not die on its way
+    assert exact.max() > 0.5  # the signal does not vanish
     assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.98
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_chain_runs_in_the_precision_it_is_for(runtime, precision):
+def test_a_chain_runs_in_its_precision(runtime, precision):
     pytest.importorskip(runtime)
     subject = Chain(runtime, precision, 16, 8, 1)
     assert subject.info["precision"].partition("+")[0] == precision
-    told = subject.measure(3)
-    assert len(told) == 3
-    assert all(turn["whole"] > 0 for turn in told)
+    found = subject.measure(3)
+    assert len(found) == 3
+    assert all(sample["whole"] > 0 for sample in found)
 
 
 def test_peak_and_fraction():

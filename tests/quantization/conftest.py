@@ -1,4 +1,4 @@
-"""A network as small as they get, labelled data of a few drawn pictures, and the network quantized."""
+"""A network as small as they get, labelled synthetic images, and the network quantized."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float checkpoint with random weights that answers differently to different inputs."""
+    """A float checkpoint with random weights whose outputs differ between inputs."""
     import torch
 
     from training.checkpoint import save_model
@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures of one disc each."""
+    """Twelve images of one disc each."""
     folder = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
     lines = []

@@ -1,4 +1,4 @@
-"""Which samples are drawn, and what is refused."""
+"""Calibration samples depend on the seed, and unusable data are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_seed_decides(bare: DeployNetwork, data: Path, calibration: Calibrat
     assert len(images[0]) == 8
 
 
-def test_the_decoder_is_fed_by_the_encoders(bare: DeployNetwork, calibration: Calibration) -> None:
+def test_the_decoder_gets_the_features_of_the_encoders(bare: DeployNetwork, calibration: Calibration) -> None:
     with torch.no_grad():
         features = bare.encode_image(*calibration.samples["image_encoder"][3])
     assert torch.equal(calibration.samples["mask_decoder"][3][0], features["visual5"])

@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, and a killed one continues with the same numbers."""
+"""Fine-tuning: the loss falls, and a killed run resumes with the same numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def loss_of(student: DeployNetwork, bare: DeployNetwork, data: Path) -> float:
     return sum(found) / len(found)
 
 
-def test_it_comes_closer_to_the_float_network(int8_file: Path, bare: DeployNetwork, data: Path) -> None:
+def test_fine_tuning_approaches_the_float_network(int8_file: Path, bare: DeployNetwork, data: Path) -> None:
     student = load_quantized(int8_file)[0]
     with torch.no_grad():  # ranges that are plainly too narrow
         for quantizer in student.quantizers():
@@ -45,7 +45,9 @@ def test_it_comes_closer_to_the_float_network(int8_file: Path, bare: DeployNetwo
     assert loss_of(student, bare, data) < 0.7 * before
 
 
-def test_a_killed_run_continues_exactly(int8_file: Path, bare: DeployNetwork, data: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_the_same_numbers(
+    int8_file: Path, bare: DeployNetwork, data: Path, tmp_path: Path
+) -> None:
     source = open_source(str(data), by_image=True)
 
     def start(state: Path | None) -> Distillation:
@@ -66,7 +68,7 @@ def test_a_killed_run_continues_exactly(int8_file: Path, bare: DeployNetwork, da
     assert json.loads((tmp_path / "m.jsonl").read_text().splitlines()[-1])["step"] == 6
 
 
-def test_the_table_of_words_and_zero_points_stay(int8_file: Path, bare: DeployNetwork, data: Path) -> None:
+def test_the_token_table_and_zero_points_stay(int8_file: Path, bare: DeployNetwork, data: Path) -> None:
     student = load_quantized(int8_file)[0]
     before = copy.deepcopy(student.state_dict())
     list(Distillation(student, bare, open_source(str(data), by_image=True), SETTINGS).run())

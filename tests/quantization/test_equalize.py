@@ -1,4 +1,4 @@
-"""Channels of one range: the same function, and less lost in eight bits."""
+"""Equalized channels: the same function, and the same range for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NNCF's quantization of the three modules, as this project takes it over."""
+"""NNCF's quantization of the three modules, with its hooks replaced by ours."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_smooth_quant_multiplies_before_it_quantizes(int8: DeployNetwork) -> Non
     assert not [key for key in storage.post_hooks if "pre_hook__" in key]
 
 
-def test_convolutions_put_out_integers(int8: DeployNetwork, bare: DeployNetwork, calibration: Calibration) -> None:
+def test_convolutions_output_integers(int8: DeployNetwork, bare: DeployNetwork, calibration: Calibration) -> None:
     storage = hook_storage(int8.image_encoder)
     found = calls(bare.image_encoder, calibration.samples["image_encoder"][0])
     for call in found.values():
@@ -102,7 +102,7 @@ def test_logits_stay_close(int8: DeployNetwork, bare: DeployNetwork, calibration
         assert torch.corrcoef(torch.stack([expected.flatten(), found.flatten()]))[0, 1] > 0.97
 
 
-def test_batches_are_their_samples(int8: DeployNetwork, calibration: Calibration) -> None:
+def test_a_batch_equals_its_samples(int8: DeployNetwork, calibration: Calibration) -> None:
     images = torch.cat([sample[0] for sample in calibration.samples["image_encoder"][:2]])
     tokens = torch.cat([sample[0] for sample in calibration.samples["text_encoder"][:4]])
     with torch.no_grad():
@@ -112,9 +112,9 @@ def test_batches_are_their_samples(int8: DeployNetwork, calibration: Calibration
     assert (together - apart).abs().mean() < 0.02 * apart.abs().max()
 
 
-def test_weights_for_processors_that_saturate_use_seven_bits(bare: DeployNetwork, calibration: Calibration) -> None:
+def test_weights_for_cpus_that_saturate_use_seven_bits(bare: DeployNetwork, calibration: Calibration) -> None:
     module = quantize_module(bare.text_encoder, calibration.samples["text_encoder"], Scheme(target="any"))
-    # The table of words is looked up, not multiplied: nothing can overflow.
+    # The token table is looked up, not multiplied: nothing can overflow.
     weights = [hook for place, hook in quantizers(module) if hook.weight and "embedding" not in place]
     assert weights and all((hook.low, hook.high) == (-63, 63) for hook in weights)
     for place, hook in quantizers(module):
@@ -132,7 +132,7 @@ def test_the_float_module_is_left_alone(bare: DeployNetwork, calibration: Calibr
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_layer_that_cannot_be_quantized_gets_its_sentence() -> None:
+def test_an_unsupported_layer_is_named() -> None:
     class Strange(nn.Module):
         input_names = ("x",)
 
@@ -147,7 +147,7 @@ def test_a_layer_that_cannot_be_quantized_gets_its_sentence() -> None:
         quantize_module(Strange().eval(), [(torch.randn(3, 1, 8),)], Scheme())
 
 
-def test_names_are_checked() -> None:
+def test_unknown_presets_and_targets_are_refused() -> None:
     with pytest.raises(OptionError, match="preset"):
         Scheme(preset="fast")
     with pytest.raises(OptionError, match="target"):

@@ -1,4 +1,4 @@
-"""The quantized checkpoint: whole, plain, and refused where it does not belong."""
+"""The quantized checkpoint rebuilds the network, and is refused where another kind is expected."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_the_file_holds_no_code(int8_file: Path) -> None:
     assert content["format"] == "cris-edge-quantized"
 
 
-def test_a_float_checkpoint_is_no_quantized_one(checkpoint: Path) -> None:
+def test_a_float_checkpoint_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="is not quantized; write a quantized checkpoint"):
         load_quantized(checkpoint)
 
 
-def test_a_quantized_checkpoint_is_not_quantized_again(int8_file: Path) -> None:
+def test_a_quantized_checkpoint_is_not_quantized_twice(int8_file: Path) -> None:
     with pytest.raises(CheckpointError, match="is quantized already; pass the float checkpoint"):
         load_float(int8_file)
 

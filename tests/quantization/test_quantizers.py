@@ -28,7 +28,7 @@ def test_equals_onnx(low: int, high: int) -> None:
     assert np.abs(quantizer(x).detach().numpy() - expected).max() < 1e-5
 
 
-def test_off_is_the_identity() -> None:
+def test_a_disabled_quantizer_is_the_identity() -> None:
     quantizer = activation_quantizer(-1, 1)
     quantizer.enabled = False
     x = torch.randn(8)

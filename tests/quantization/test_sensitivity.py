@@ -1,4 +1,4 @@
-"""Groups of layers, and what each loses."""
+"""Sensitivity of groups of layers."""
 
 from __future__ import annotations
 
