@@ -53,6 +53,7 @@ class Part:
 
     def __init__(self, source: Source, indices: Sequence[int], name: str) -> None:
         self.name, self.split = source.name, f"{source.split} ({name})"
+        self.negatives = source.negatives
         self._source, self._indices = source, list(indices)
 
     def __len__(self) -> int:
