@@ -1,4 +1,4 @@
-"""The seam between the SDK and a runtime: what is asked of it, and what it says that it does."""
+"""The interface between the SDK and a runtime: options, reports and the `Backend` protocol."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
-    """What is asked of a runtime; checked here as far as every runtime agrees, by the runtime for the rest.
+    """Options of a runtime. What all runtimes share is checked here, the rest by the runtime.
 
     Attributes:
-        device: As the runtime names it, in any case: "CPU", "GPU", "NPU", "cuda", …; "auto" leaves it to the runtime.
-        precision: Of the arithmetic between float tensors: "float32", "bfloat16", "float16"; "auto" leaves it to the
-            device. Quantized graphs compute in int8 where they are quantized, whatever is asked here.
-        threads: Of the processor, 1 to the cores that this process may use; None leaves it to the runtime.
-        hint: "latency" for one call at a time; "throughput" for several at once, each a little slower.
-        cache_dir: Folder for what the runtime compiled, or None.
-        quantized: Whether the graphs are in int8: what is between the integers need not be as fast then, so that
-            "auto" may be the precision that loses nothing.
-        extra: Settings of one runtime alone; a runtime that does not know one refuses it.
+        device: The runtime's name of the device, in any case: "CPU", "GPU", "NPU", "cuda", …; "auto" lets it choose.
+        precision: Of float arithmetic: "float32", "bfloat16", "float16"; "auto" lets the device choose. Quantized
+            operators compute in int8 in any case.
+        threads: CPU threads, from 1 to the cores that this process may use; None lets the runtime choose.
+        hint: "latency" for one call at a time; "throughput" for several at once, each somewhat slower.
+        cache_dir: Folder for compiled graphs, or None.
+        quantized: Whether the graphs are int8: float operators then take little time, and "auto" may mean float32.
+        extra: Settings of one runtime; unknown ones are refused.
     """
 
     device: str = "CPU"
@@ -59,26 +58,26 @@ class BackendOptions:
         most = usable_cores()
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or not 1 <= self.threads <= most:
             raise OptionError(
-                f"threads={self.threads!r} was asked for; expected a whole number from 1 to {most} (the cores that "
-                f"this process may use), or None to leave it to the runtime."
+                f"threads={self.threads!r} is invalid; expected a whole number from 1 to {most} (the cores that this "
+                f"process may use), or None to let the runtime choose."
             )
 
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What a runtime really does, as it says itself.
+    """What a runtime actually uses, as it reports.
 
     Attributes:
-        runtime: Name, as in the registry.
-        version: Of the runtime.
-        device: That computes, as the runtime names it.
-        device_name: What that device calls itself; may be empty.
-        precision: That really runs: "float32", "bfloat16", "float16"; "int8+float32" and so on where graphs are
-            quantized and the rest is computed in that; "provider's choice" where the device does not tell.
-        threads: Of the processor, or None where they do not matter or the runtime does not tell.
-        hint: As asked.
-        parallel: Calls at the same time that make sense.
-        cache_dir: Where compiled graphs are kept, or None.
+        runtime: Name in the registry.
+        version: The runtime's version.
+        device: The runtime's name of the device.
+        device_name: Name that the device reports; may be empty.
+        precision: Precision in use: "float32", "bfloat16", "float16"; "int8+float32" and so on if graphs are quantized
+            and the rest computes in that; "provider's choice" if the device does not report it.
+        threads: CPU threads, or None if they do not matter or are unknown.
+        hint: As requested.
+        parallel: Number of concurrent calls that increases throughput.
+        cache_dir: Folder of compiled graphs, or None.
     """
 
     runtime: str
@@ -94,12 +93,12 @@ class BackendInfo:
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """A device that a runtime finds here.
+    """A device that a runtime finds on this machine.
 
     Attributes:
-        name: As `BackendOptions.device` takes it.
-        full_name: What it calls itself; may be empty.
-        precisions: In which it computes, as far as the runtime tells.
+        name: Value for `BackendOptions.device`.
+        full_name: Name that the device reports; may be empty.
+        precisions: Supported precisions, as far as the runtime reports them.
     """
 
     name: str
@@ -109,12 +108,12 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class RuntimeReport:
-    """A runtime that is installed here.
+    """A runtime that is installed.
 
     Attributes:
-        version: Its own.
-        devices: That it finds.
-        advice: What would make it find more; may be empty.
+        version: Its version.
+        devices: Devices that it finds.
+        advice: How to make it find more; may be empty.
     """
 
     version: str
@@ -123,16 +122,16 @@ class RuntimeReport:
 
 
 class CompiledGraph(Protocol):
-    """One graph, ready to run; several threads may call it at the same time."""
+    """A graph that is ready to run; several threads may call it concurrently."""
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the graph's outputs by name.
+        """Return the graph's outputs by name.
 
         Args:
             inputs: By name, with the shapes and dtypes of the graph's `GraphSpec`, C-contiguous. Others are ignored.
 
         Returns:
-            Arrays that belong to the caller: no later call changes them.
+            Arrays owned by the caller: later calls do not change them.
 
         Raises:
             DeviceError: The runtime failed.
@@ -142,71 +141,71 @@ class CompiledGraph(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """A runtime with its options. Third parties give a factory ``(BackendOptions) -> Backend`` to the registry."""
+    """A runtime with its options. Third parties register a factory ``(BackendOptions) -> Backend``."""
 
     @property
     def name(self) -> str:
-        """The key of `Manifest.runtimes` under which a bundle keeps the files that this runtime reads."""
+        """The key in `Manifest.runtimes` of the files that this runtime reads."""
         ...
 
     @property
     def info(self) -> BackendInfo:
-        """What really runs; complete once the graphs are compiled."""
+        """What the runtime uses; complete once the graphs are compiled."""
         ...
 
     def compile(self, path: Path, spec: GraphSpec) -> CompiledGraph:
-        """Load one graph; from several threads at a time where the backend has a true attribute `compiles_together`.
+        """Load one graph; called from several threads at once if the attribute `compiles_together` is true.
 
         Raises:
             BundleError: The file's tensors are not those of `spec`.
-            DeviceError: The device cannot run this graph, or would leave part of it to another unasked.
+            DeviceError: The device cannot run this graph, or would fall back to another for part of it.
         """
         ...
 
     def close(self) -> None:
-        """Free everything; graphs compiled here are not called after it."""
+        """Free all resources; the compiled graphs are not called afterwards."""
         ...
 
 
 def check_tensors(path: Path, spec: GraphSpec, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> None:
-    """Raise `BundleError` unless a graph has the tensors that the manifest promises, in whatever order."""
-    for kind, promised, found in (("inputs", spec.inputs, inputs), ("outputs", spec.outputs, outputs)):
+    """Raise `BundleError` unless a graph has the tensors that the manifest states, in any order."""
+    for kind, stated, found in (("inputs", spec.inputs, inputs), ("outputs", spec.outputs, outputs)):
         ours = {tensor.name: tensor for tensor in found}
-        if ours != {tensor.name: tensor for tensor in promised}:
+        if ours != {tensor.name: tensor for tensor in stated}:
             raise BundleError(
-                f"The {kind} of {path} are {', '.join(map(str, ours.values()))}, and the manifest says "
-                f"{', '.join(map(str, promised))}; export the bundle again."
+                f"The {kind} of {path} are {', '.join(map(str, ours.values()))}; the manifest states "
+                f"{', '.join(map(str, stated))}. Export the bundle again."
             )
 
 
 def one_of(kind: str, given: str, known: Mapping[str, str], where: str) -> str:
-    """The value of `given` in `known`, whose keys are in lower case.
+    """Return the value of `given` in `known`, whose keys are in lower case.
 
     Raises:
-        OptionError: It is not there; the message lists what is.
+        OptionError: It is unknown; the message lists the known values.
     """
     try:
         return known[given.strip().lower()]
     except KeyError:
         raise OptionError(
-            f"{where} has no {kind} {given!r} here; it has {', '.join(dict.fromkeys(known.values()))}."
+            f"{where} has no {kind} {given!r}. Available: {', '.join(dict.fromkeys(known.values()))}."
         ) from None
 
 
 def refuse_extra(extra: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raise `OptionError` where `extra` holds a setting that a runtime does not know."""
+    """Raise `OptionError` if `extra` holds a setting that the runtime does not have."""
     if unknown := sorted(set(extra) - set(known)):
         raise OptionError(
-            f"{where} knows no setting {', '.join(unknown)}; it knows {', '.join(sorted(known)) or 'none of its own'}."
+            f"{where} has no setting {', '.join(unknown)}. Available: {', '.join(sorted(known)) or 'none'}."
         )
 
 
 def usable_cache(cache_dir: str | os.PathLike[str] | None, model: str) -> Path | None:
-    """The folder for compiled graphs, created; None where there is to be none, or it cannot be written (logged).
+    """Create and return the folder for compiled graphs; None without a cache, or if it is not writable (logged).
 
     Args:
         cache_dir: "auto" for the platform's cache folder, None for no cache, or a folder.
-        model: Digest of the bundle: nothing of another one can be found there.
+        model: Digest of the bundle, so that bundles do not share compiled graphs.
     """
     root = chosen_cache(cache_dir)
     if root is None:
@@ -218,6 +217,6 @@ def usable_cache(cache_dir: str | os.PathLike[str] | None, model: str) -> Path |
         probe.touch()
         probe.unlink()
     except OSError as error:
-        logger.warning("nothing compiled is kept, so that each start takes longer: %s", error)
+        logger.warning("compiled graphs cannot be cached, so each start takes longer: %s", error)
         return None
     return folder.resolve()

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the CPU, and other execution providers by name."""
+"""ONNX Runtime on the CPU and on other execution providers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissi
 NAME = "onnxruntime"
 _SUFFIX = "ExecutionProvider"
 _CPU = f"CPU{_SUFFIX}"
-# Azure's runs nothing here: it sends the input to a server.
+# Azure's provider sends the input to a server.
 _REMOTE = {"AzureExecutionProvider"}
 _DTYPES = {
     "tensor(float)": "float32",
@@ -41,9 +41,9 @@ _QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "
 
 
 def load() -> Any:
-    """The module, with its telemetry off: builds of 1.31 report to their maker unless told not to, on Linux too."""
-    # Read when the library starts; calling disable_telemetry_events alone comes after a first event. It also keeps
-    # away a thread that lets a forked child hang when it exits.
+    """Import ONNX Runtime with its telemetry off: builds of 1.31 send events by default, on Linux too."""
+    # Read when the library starts: disable_telemetry_events alone comes after the first event. It also avoids a thread
+    # that makes a forked child hang when it exits.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -55,7 +55,7 @@ def load() -> Any:
         ) from None
     except (ImportError, OSError) as error:
         raise RuntimeMissingError(_broken(error)) from error
-    onnxruntime.disable_telemetry_events()  # where an app imported it first
+    onnxruntime.disable_telemetry_events()  # in case an app imported it first
     return onnxruntime
 
 
@@ -64,7 +64,7 @@ def _broken(error: Exception) -> str:
 
 
 def devices(module: Any) -> dict[str, str]:
-    """Devices, "CPU" first, by lower-case names: both "cuda" and "cudaexecutionprovider" are "CUDA"."""
+    """Return devices by lower-case name, the CPU first: "cuda" and "cudaexecutionprovider" are both "CUDA"."""
     found = {}
     for provider in sorted(set(module.get_available_providers()) - _REMOTE, key=lambda name: (name != _CPU, name)):
         device = provider.removesuffix(_SUFFIX)
@@ -74,7 +74,7 @@ def devices(module: Any) -> dict[str, str]:
 
 
 def describe() -> RuntimeReport:
-    """Version, and the devices found here."""
+    """Report the version and the devices of this machine."""
     module = load()
     found = tuple(
         DeviceReport(device, processor_name(), ("float32",)) if device == "CPU" else DeviceReport(device)
@@ -87,9 +87,8 @@ class OrtBackend:
     """ONNX Runtime with the given options.
 
     `BackendOptions.device` is the short name of an execution provider ("CPU", "CUDA", "CoreML", "XNNPACK", …) or its
-    full one; "auto" is the CPU. With another provider than the CPU, a graph of which part would be left to the CPU is
-    refused. The CPU computes in float32; with the hint "throughput" each call takes one thread, and as many calls at a
-    time pay as there are threads.
+    full name; "auto" is the CPU. On other providers, a graph that would partly fall back to the CPU is refused. The CPU
+    computes in float32; with the hint "throughput" each call takes one thread, for as many concurrent calls as threads.
     """
 
     name = NAME
@@ -117,10 +116,10 @@ class OrtBackend:
             return
         if self._provider == _CPU:
             raise OptionError(
-                f"ONNX Runtime computes in float32 on the CPU, and {precision} was asked for; use 'auto'."
+                f"ONNX Runtime computes in float32 on the CPU, but {precision} was requested; use 'auto'."
             )
         raise OptionError(
-            f"ONNX Runtime leaves the precision to {device}, and {precision} was asked for; use 'auto', or the CPU."
+            f"ONNX Runtime leaves the precision to {device}, but {precision} was requested; use 'auto' or the CPU."
         )
 
     @property
@@ -129,7 +128,7 @@ class OrtBackend:
 
     @property
     def info(self) -> BackendInfo:
-        """What really runs."""
+        """What the runtime uses."""
         if self._info is None:
             self._info = self._read_info()
         return self._info
@@ -152,11 +151,11 @@ class OrtBackend:
         """Load one ONNX file; see `Backend.compile`."""
         ort = self._ort
         settings = ort.SessionOptions()
-        settings.log_severity_level = 4  # what goes wrong is raised; nothing is printed
+        settings.log_severity_level = 4  # errors are raised, not printed
         settings.intra_op_num_threads = self._intra_threads
         settings.inter_op_num_threads = 1
-        # A session's threads wait for work by spinning, also after its run. The three graphs run in turn, each with
-        # threads of its own: without this, those of the graph before take the processor from the one that runs.
+        # A session's threads keep spinning after its run. The three graphs run in turn, each with its own threads:
+        # without this, the threads of the previous graph compete with those of the running one.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         if self._provider != _CPU:
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -164,14 +163,14 @@ class OrtBackend:
             session = ort.InferenceSession(
                 os.fspath(path), settings, providers=[(self._provider, self._provider_options)], enable_fallback=0
             )
-        except Exception as error:  # its exceptions have no base of their own
+        except Exception as error:  # its exceptions have no common base
             raise DeviceError(
                 f"ONNX Runtime {ort.__version__} cannot run {path} on {self._device}: {first_line(error)}"
             ) from error
         if session.get_providers()[0] != self._provider:
             raise DeviceError(
-                f"ONNX Runtime would run {path} on {session.get_providers()[0]} where {self._provider} was asked for; "
-                f"check the driver, or choose that device."
+                f"ONNX Runtime would run {path} on {session.get_providers()[0]} instead of {self._provider}; check the "
+                f"driver, or choose that device."
             )
         check_tensors(path, spec, map(tensor, session.get_inputs()), map(tensor, session.get_outputs()))
         self._graphs.append(path)
@@ -179,11 +178,11 @@ class OrtBackend:
         return OrtGraph(session, path)
 
     def close(self) -> None:
-        """Nothing is held here: a session is freed with the last reference to it."""
+        """Do nothing: a session is freed with the last reference to it."""
 
 
 class OrtGraph:
-    """One session; ONNX Runtime lets several threads run it at the same time."""
+    """One session, which several threads may run concurrently."""
 
     def __init__(self, session: Any, path: Path) -> None:
         self._session = session
@@ -195,14 +194,14 @@ class OrtGraph:
         """Compute the outputs; see `CompiledGraph`."""
         try:
             values = self._session.run(self._outputs, {name: inputs[name] for name in self._inputs})
-        except Exception as error:  # its exceptions have no base of their own
+        except Exception as error:  # its exceptions have no common base
             raise DeviceError(f"ONNX Runtime failed in {self._path}: {first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
 
 def tensor(value: Any) -> TensorSpec:
-    """What an input or output of a session is."""
-    # A dynamic axis is a name or None, which no manifest holds.
+    """Return the spec of a session's input or output."""
+    # A dynamic axis is a name or None; -1 matches no manifest.
     shape = tuple(side if isinstance(side, int) else -1 for side in value.shape)
     return TensorSpec(value.name, shape, _DTYPES.get(value.type, value.type))
 

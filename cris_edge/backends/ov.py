@@ -1,4 +1,4 @@
-"""OpenVINO: CPU, GPU, NPU, and AUTO, which chooses among them."""
+"""OpenVINO on CPU, GPU and NPU, and AUTO, which chooses among them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
 NAME = "openvino"
 _TELEMETRY = "openvino_telemetry"
 _PRECISIONS = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}
-_UNTOLD = "a precision that the device does not tell"
-# The layers in which time is spent: what they run in is what the graph runs in.
+_UNKNOWN = "a precision that the device does not report"
+# Layers that dominate the run time, and so decide what precision a graph runs in.
 _HEAVY = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Deconvolution")
 
 logger = logging.getLogger(__name__)
 
 
 def load() -> Any:
-    """The module, without its telemetry: to import it is enough to report to its maker, from a process of its own."""
+    """Import OpenVINO without its telemetry: importing alone starts a process that sends an event."""
     try:
         with _no_telemetry():
             import openvino
@@ -53,14 +53,14 @@ def load() -> Any:
 
 @contextmanager
 def _no_telemetry() -> Iterator[None]:
-    """Hide the package that reports, as if it were not installed; OpenVINO does without it. Also saves 40 ms.
+    """Hide the telemetry package during the import, which also saves 40 ms.
 
-    Where an app imported OpenVINO or that package first, it is the app's.
+    If an app has imported it already, nothing is changed.
     """
     if _TELEMETRY in sys.modules:
         yield
         return
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's way to say that there is no such module
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # marks the module as absent
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ def _broken(error: Exception) -> str:
 
 
 def devices(core: Any) -> dict[str, str]:
-    """The devices that OpenVINO finds here, by lower-case names; "gpu" is the first of several."""
+    """Return the devices of this machine by lower-case name; "gpu" is the first of several."""
     found = {}
     for device in core.available_devices:
         found[device.lower()] = device
@@ -81,7 +81,7 @@ def devices(core: Any) -> dict[str, str]:
 
 
 def shared_core(module: Any) -> Any:
-    """The one `Core` of this process: ending several in turn leaves the thread's signal stack in freed memory."""
+    """Return this process's only `Core`: destroying several leaves the signal stack of the thread in freed memory."""
     if not _CORE:
         _CORE.append(module.Core())
     return _CORE[0]
@@ -91,7 +91,7 @@ _CORE: list[Any] = []
 
 
 def describe() -> RuntimeReport:
-    """Version, and the devices found here."""
+    """Report the version and the devices of this machine."""
     module = load()
     core = shared_core(module)
     found = []
@@ -100,9 +100,7 @@ def describe() -> RuntimeReport:
         precisions = tuple(name for name, (capability, _) in _PRECISIONS.items() if capability in able)
         found.append(DeviceReport(device, str(core.get_property(device, "FULL_DEVICE_NAME")), precisions))
     absent = [kind for kind in ("GPU", "NPU") if not any(device.name.startswith(kind) for device in found)]
-    advice = (
-        f"no {' and no '.join(absent)} is found; one that this device has appears with its driver" if absent else ""
-    )
+    advice = f"no {' and no '.join(absent)} found; a driver may be missing" if absent else ""
     return RuntimeReport(_version(module), tuple(found), advice)
 
 
@@ -113,13 +111,13 @@ def _version(module: Any) -> str:
 class OvBackend:
     """OpenVINO with the given options.
 
-    `BackendOptions.device` is one that OpenVINO finds here, or "AUTO": its own choice among them, made before the first
-    call and not changed after it. `BackendOptions.precision` "auto" is the device's default, which on a CPU with
-    bfloat16 arithmetic is bfloat16; of quantized graphs on a CPU it is float32.
+    `BackendOptions.device` is one that OpenVINO finds, or "AUTO", its own choice among them before the first call.
+    `BackendOptions.precision` "auto" is the device's default: bfloat16 on a CPU with such arithmetic, but float32 for
+    quantized graphs on a CPU.
     """
 
     name = NAME
-    compiles_together = False  # a child forked after it was seen to hang, one in ten
+    compiles_together = False  # one in ten children forked afterwards was seen to hang
 
     def __init__(self, options: BackendOptions) -> None:
         self._ov = load()
@@ -128,12 +126,12 @@ class OvBackend:
         known = devices(self._core)
         if options.device.strip().lower() == "npu" and "npu" not in known:
             raise OptionError(
-                f"OpenVINO finds no NPU here (it has {', '.join(dict.fromkeys(known.values()))}); one that this device "
-                "has appears with its driver, which brings the compiler too: the package holds the plugin alone."
+                f"OpenVINO finds no NPU (available: {', '.join(dict.fromkeys(known.values()))}). An NPU needs its "
+                "driver, which also brings the compiler; the package holds only the plugin."
             )
         self._device = one_of("device", options.device, {**known, "auto": "AUTO"}, "OpenVINO")
         if self._device == "AUTO" and set(known.values()) == {"CPU"}:
-            self._device = "CPU"  # the same choice without the detour, which costs time at the start
+            self._device = "CPU"  # the same choice, loaded faster
         self._options = options
         self._config = self._checked_config()
         self._compiled: dict[Path, Any] = {}
@@ -143,40 +141,38 @@ class OvBackend:
         options, device = self._options, self._device
         config: dict[str, Any] = {"PERFORMANCE_HINT": options.hint.upper()}
         if device == "AUTO":
-            # Otherwise the first calls run on the CPU while another device still compiles, unsaid.
+            # Otherwise the first calls silently run on the CPU while another device compiles.
             config["ENABLE_STARTUP_FALLBACK"] = False
         if options.threads is not None:
             if not device.startswith("CPU"):
-                raise OptionError(f"threads={options.threads} was asked for on {device}; only the CPU has threads.")
+                raise OptionError(f"threads={options.threads} was given for {device}; only the CPU has threads.")
             config["INFERENCE_NUM_THREADS"] = options.threads
         if options.precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = self._precision_hint()
         elif options.quantized and device.startswith("CPU"):
-            # Around integers bfloat16 gains 0 to 3 % of the time, and sends values to other levels: masks agree with
-            # PyTorch's by 0.988 in place of 0.992 (docs/quantization.md).
+            # In quantized graphs bfloat16 saves 0 to 3 % of the time and shifts values to other levels: masks agree
+            # with PyTorch's by 0.988 instead of 0.992 (docs/quantization.md).
             config["INFERENCE_PRECISION_HINT"] = _PRECISIONS["float32"][1]
         if options.cache_dir is not None:
             config["CACHE_DIR"] = str(options.cache_dir)
         return config
 
     def _precision_hint(self) -> str:
-        """OpenVINO's name of the precision; it takes one that the device does not have, and computes in another."""
+        """Return OpenVINO's name of the precision; OpenVINO itself would silently replace an unsupported one."""
         if self._device == "AUTO":
-            raise OptionError(
-                f"precision={self._options.precision!r} was asked for on AUTO; name the device that is to have it."
-            )
+            raise OptionError(f"precision={self._options.precision!r} was given for AUTO; choose a device instead.")
         able = set(self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES"))
         known = {name: hint for name, (capability, hint) in _PRECISIONS.items() if capability in able}
         if self._options.precision not in known:
             raise OptionError(
-                f"OpenVINO cannot compute in {self._options.precision} on this {self._device}; "
-                f"it can in {', '.join(known)}."
+                f"OpenVINO cannot compute in {self._options.precision} on this {self._device}. Available: "
+                f"{', '.join(known)}."
             )
         return known[self._options.precision]
 
     @property
     def info(self) -> BackendInfo:
-        """What really runs, read back from the compiled graphs."""
+        """What the runtime uses, read back from the compiled graphs."""
         if self._info is None:
             self._info = self._read_info()
         return self._info
@@ -186,13 +182,13 @@ class OvBackend:
         device, precisions, quantized = self._device, [], False
         threads: int | None = None
         parallel = 1
-        for _, compiled in sorted(self._compiled.items()):  # whichever was compiled first
+        for _, compiled in sorted(self._compiled.items()):  # in any order of compilation
             device = ", ".join(str(name).strip("()") for name in compiled.get_property("EXECUTION_DEVICES"))
             precisions.append(_precision(compiled, device))
             threads = _read(compiled, device, "INFERENCE_NUM_THREADS") if device.startswith("CPU") else None
             parallel = max(parallel, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
             quantized = quantized or _is_quantized(compiled)
-        precision = "+".join(dict.fromkeys(precisions)) or "not known before a graph is compiled"
+        precision = "+".join(dict.fromkeys(precisions)) or "unknown before a graph is compiled"
         named = self._device != "AUTO"
         return BackendInfo(
             runtime=NAME,
@@ -223,30 +219,30 @@ class OvBackend:
         return OvGraph(self._ov.Tensor, compiled, path, [tensor.name for tensor in inputs], outputs)
 
     def _check_given(self, compiled: Any) -> None:
-        """Compare what was asked for with what was got."""
+        """Compare the requested options with those in use."""
         options = self._options
         if options.precision != "auto":
-            got = _precision(compiled, self._device)
-            if got == _UNTOLD:
-                logger.warning("%s does not tell whether it computes in %s, as asked", self._device, options.precision)
-            elif got != options.precision:
+            used = _precision(compiled, self._device)
+            if used == _UNKNOWN:
+                logger.warning("%s does not report whether it computes in %s", self._device, options.precision)
+            elif used != options.precision:
                 raise DeviceError(
-                    f"OpenVINO computes in {got} on {self._device} where {options.precision} was asked for; "
-                    f"use 'auto' or another precision."
+                    f"OpenVINO computes in {used} on {self._device} instead of {options.precision}; use 'auto' or "
+                    f"another precision."
                 )
         if options.threads is not None:
             threads = compiled.get_property("INFERENCE_NUM_THREADS")
             if threads != options.threads:
-                logger.warning("OpenVINO takes %d threads where %d were asked for", threads, options.threads)
+                logger.warning("OpenVINO uses %d threads instead of %d", threads, options.threads)
 
     def close(self) -> None:
-        """Forget the graphs; a compiled graph is freed with the last reference to it."""
-        self._info = self.info  # still to be told after it
+        """Drop the graphs; a compiled graph is freed with the last reference to it."""
+        self._info = self.info  # remains available afterwards
         self._compiled.clear()
 
 
 class OvGraph:
-    """One compiled graph with as many requests as there were calls at the same time."""
+    """One compiled graph, with as many infer requests as there were concurrent calls."""
 
     def __init__(
         self, tensor: Any, compiled: Any, path: Path, inputs: Sequence[str], outputs: Sequence[TensorSpec]
@@ -266,7 +262,7 @@ class OvGraph:
         try:
             if request is None:
                 request = self._compiled.create_infer_request()
-            # The runtime reads the caller's arrays and writes into new ones: where a device can, nothing is copied.
+            # The runtime reads the caller's arrays and writes into new ones, without copies if the device supports it.
             results = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in self._outputs}
             for index, array in enumerate(results.values()):
                 request.set_output_tensor(index, self._tensor(array, shared_memory=True))
@@ -274,24 +270,22 @@ class OvGraph:
             request.infer(feeds, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise DeviceError(f"OpenVINO failed in {self._path}: {_last_line(error)}") from error
-        with self._lock:  # a request that failed is dropped
+        with self._lock:  # a failed request is dropped
             self._idle.append(request)
         return results
 
 
-def _tensor(port: Any, promised: Iterable[TensorSpec]) -> TensorSpec:
-    """What a port is; of the several names that one may have, the promised one."""
+def _tensor(port: Any, stated: Iterable[TensorSpec]) -> TensorSpec:
+    """Return the spec of a port; of its several names, the one that the manifest states."""
     names = port.get_names()
     shape = port.partial_shape
     sides = tuple(side.get_length() if side.is_static else -1 for side in shape) if shape.rank.is_static else (-1,)
-    name = next(
-        (tensor.name for tensor in promised if tensor.name in names), min(names, default="a tensor without name")
-    )
+    name = next((tensor.name for tensor in stated if tensor.name in names), min(names, default="an unnamed tensor"))
     return TensorSpec(name, sides, port.element_type.to_dtype().name)
 
 
 def _read(compiled: Any, device: str, key: str) -> Any:
-    """A property of a compiled graph; AUTO keeps those of the device that it chose."""
+    """Return a property of a compiled graph; AUTO nests those of the chosen device."""
     try:
         return compiled.get_property(key)
     except RuntimeError:
@@ -303,26 +297,26 @@ def _read(compiled: Any, device: str, key: str) -> Any:
 
 
 def _precision(compiled: Any, device: str) -> str:
-    """What is computed in between float tensors."""
+    """Return the precision of float arithmetic."""
     hint = _read(compiled, device, "INFERENCE_PRECISION_HINT")
     if hint is None:
-        return _UNTOLD
+        return _UNKNOWN
     name = str(hint.get_type_name())
     return {short: precision for precision, (_, short) in _PRECISIONS.items()}.get(name, name)
 
 
 def _is_quantized(compiled: Any) -> bool:
-    """Whether a heavy layer really runs in int8."""
+    """Return whether a heavy layer runs in int8."""
     try:
         operations = compiled.get_runtime_model().get_ops()
-    except RuntimeError:  # a device that does not show what it made of the graph
+    except RuntimeError:  # a device that does not show its graph
         return False
     for operation in operations:
-        told = operation.get_rt_info()
+        info = operation.get_rt_info()
         if (
-            "runtimePrecision" in told
-            and told["layerType"].astype(str) in _HEAVY
-            and told["runtimePrecision"].astype(str) in ("i8", "u8")
+            "runtimePrecision" in info
+            and info["layerType"].astype(str) in _HEAVY
+            and info["runtimePrecision"].astype(str) in ("i8", "u8")
         ):
             return True
     return False

@@ -1,4 +1,4 @@
-"""Qualcomm's HTP, the NPU of Snapdragon chips, through ONNX Runtime's plugin; and its emulator on x86-64."""
+"""Qualcomm's HTP, the NPU of Snapdragon chips, through ONNX Runtime's plugin, and its emulator on x86-64."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissi
 NAME = "qnn"
 PROVIDER = "QNNExecutionProvider"
 NPU, EMULATOR = "NPU", "emulator"
-ACTIVATIONS = "activations"  # key of an ONNX file's metadata: the bits of its activations
+ACTIVATIONS = "activations"  # metadata key of an ONNX file: the bits of its activations
 COMPILED = "EPContext"  # the operator that stands for a compiled graph
-# The host's part ends at the graph's inputs and outputs: the HTP converts their floats too.
+# The HTP also converts the graph's float inputs and outputs.
 SETTINGS = {"offload_graph_io_quantization": "0"}
 _SPEED = {"latency": "burst", "throughput": "sustained_high_performance"}
 
@@ -41,7 +41,7 @@ _registered: list[Any] = []
 
 
 def load() -> tuple[Any, Any]:
-    """ONNX Runtime with the provider registered, and the package that carries it."""
+    """Return ONNX Runtime with the provider registered, and the provider's package."""
     runtime = ort.load()
     try:
         import onnxruntime_qnn as package
@@ -57,7 +57,7 @@ def load() -> tuple[Any, Any]:
             try:
                 _load_quietly(package.get_qnn_htp_path())
                 runtime.register_execution_provider_library(PROVIDER, package.get_library_path())
-            except Exception as error:  # exceptions of ONNX Runtime have no base of their own
+            except Exception as error:  # ONNX Runtime's exceptions have no common base
                 raise RuntimeMissingError(_broken(error)) from error
             _registered.append(package)
     return runtime, package
@@ -71,7 +71,7 @@ def _broken(error: Exception) -> str:
 
 
 def _load_quietly(library: str) -> None:
-    """Load the emulator, which tells about itself on the standard output, where our users' JSON goes."""
+    """Load the emulator without its message on standard output, which is reserved for JSON."""
     if os.name != "posix" or not Path(library).exists():
         return
     import ctypes
@@ -83,7 +83,7 @@ def _load_quietly(library: str) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.close(nowhere)
-        with suppress(OSError):  # told where the provider loads it
+        with suppress(OSError):  # reported when the provider loads it
             ctypes.CDLL(library)
         ctypes.CDLL(None).fflush(None)
     finally:
@@ -92,7 +92,7 @@ def _load_quietly(library: str) -> None:
 
 
 def devices(runtime: Any) -> dict[str, Any]:
-    """What ONNX Runtime offers of Qualcomm's: "NPU" where the chip has one, "emulator" on x86-64."""
+    """Return Qualcomm's devices: "NPU" if the chip has one, "emulator" on x86-64."""
     found: dict[str, Any] = {}
     for device in runtime.get_ep_devices():
         if device.ep_name != PROVIDER:
@@ -106,11 +106,11 @@ def devices(runtime: Any) -> dict[str, Any]:
 
 
 def describe() -> RuntimeReport:
-    """Version, and the devices found here."""
+    """Report the version and the devices of this machine."""
     runtime, package = load()
     names = {
         NPU: "Hexagon Tensor Processor",
-        EMULATOR: "of the Hexagon Tensor Processor, on this processor: for checks, seconds for an image",
+        EMULATOR: "emulator of the Hexagon Tensor Processor: for checks, takes seconds per image",
     }
     found = tuple(DeviceReport(name, names[name], ("int8", "int16")) for name in devices(runtime))
     absent = "" if any(device.name == NPU for device in found) else "no Qualcomm NPU is found"
@@ -120,11 +120,10 @@ def describe() -> RuntimeReport:
 class QnnBackend:
     """The HTP with the given options.
 
-    `BackendOptions.device` is "NPU", or "emulator" on x86-64, which computes what the NPU would, in seconds instead of
-    milliseconds; "auto" is the NPU. A graph of which a part would be left to the processor is refused, unless
-    ``extra={"cpu_fallback": True}`` allows it; `info` then tells how much is left. A binary that was compiled for
-    another chip and does not load is replaced, with a warning, by the graph that it was made from, which is compiled at
-    each start, or once where there is a cache.
+    `BackendOptions.device` is "NPU" (also "auto"), or "emulator" on x86-64, which computes the same in seconds instead
+    of milliseconds. A graph that would partly fall back to the CPU is refused, unless ``extra={"cpu_fallback": True}``
+    allows it; `info` then reports how many nodes. If a binary does not load because it was compiled for another chip,
+    its source graph is compiled instead, with a warning, at each start or once with a cache.
     """
 
     name = NAME
@@ -137,15 +136,15 @@ class QnnBackend:
         if NPU in found:
             known["auto"] = NPU
         if not known:
-            raise DeviceError("Qualcomm's provider finds no NPU here, and has no emulator for this processor.")
+            raise DeviceError("Qualcomm's provider finds no NPU, and has no emulator for this processor.")
         self._device = one_of("device", options.device, known, "Qualcomm's provider")
         self._ep_device = found[self._device]
         if options.precision != "auto":
             raise OptionError(
-                f"Graphs for the HTP compute in integers, and {options.precision} was asked for; use 'auto'."
+                f"Graphs for the HTP compute in integers, but {options.precision} was requested; use 'auto'."
             )
         if options.threads is not None:
-            raise OptionError(f"threads={options.threads} was asked for on the HTP; only the CPU has threads.")
+            raise OptionError(f"threads={options.threads} was given for the HTP; only the CPU has threads.")
         self._fallback = bool(options.extra.get("cpu_fallback", False))
         self._options = options
         self._wide = False
@@ -154,12 +153,12 @@ class QnnBackend:
 
     @property
     def info(self) -> BackendInfo:
-        """What really runs."""
+        """What the runtime uses."""
         notes = []
         if self._left:
-            notes.append(f"{len(self._left)} nodes left to the CPU")
+            notes.append(f"{len(self._left)} nodes on the CPU")
         if self._compiled_here:
-            notes.append(f"{', '.join(self._compiled_here)} compiled here")
+            notes.append(f"{', '.join(self._compiled_here)} compiled on this device")
         return BackendInfo(
             runtime=NAME,
             version=str(self._package.__version__),
@@ -171,7 +170,7 @@ class QnnBackend:
         )
 
     def compile(self, path: Path, spec: GraphSpec) -> QnnGraph:
-        """Load one compiled graph, or compile one; see `Backend.compile`. One at a time: the compiler is one."""
+        """Load or compile one graph, one at a time; see `Backend.compile`."""
         with _lock:
             return self._compile(path, spec)
 
@@ -182,7 +181,7 @@ class QnnBackend:
             source = path.parent.parent / path.name
             if not is_compiled(path) or not source.is_file():
                 raise
-            logger.warning("%s; %s is compiled here instead", str(error).rstrip("."), source)
+            logger.warning("%s; compiling %s instead", str(error).rstrip("."), source)
             session = self._session(source)
             self._compiled_here.append(path.stem)
         check_tensors(path, spec, map(ort.tensor, session.get_inputs()), map(ort.tensor, session.get_outputs()))
@@ -190,7 +189,7 @@ class QnnBackend:
         return QnnGraph(session, path)
 
     def _session(self, path: Path) -> Any:
-        """The session of a file; a graph that is not compiled yet is kept compiled where there is a cache."""
+        """Return the session of a file; with a cache, a graph is compiled once."""
         cache = self._options.cache_dir
         if cache is None or self._fallback or is_compiled(path):
             return self._open(path)
@@ -210,7 +209,7 @@ class QnnBackend:
     def _open(self, path: Path, compiled: Path | None = None) -> Any:
         runtime = self._ort
         settings = runtime.SessionOptions()
-        settings.log_severity_level = 4  # what goes wrong is raised; nothing is printed
+        settings.log_severity_level = 4  # errors are raised, not printed
         settings.intra_op_num_threads = settings.inter_op_num_threads = 1
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if self._fallback else "1")
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1" if self._fallback else "0")
@@ -218,15 +217,15 @@ class QnnBackend:
             settings.add_session_config_entry("ep.context_enable", "1")
             settings.add_session_config_entry("ep.context_embed_mode", "1")
             settings.add_session_config_entry("ep.context_file_path", os.fspath(compiled))
-        given = {
+        provider = {
             **SETTINGS,
             "backend_path": self._package.get_qnn_htp_path(),
             "htp_performance_mode": _SPEED[self._options.hint],
         }
         try:
-            settings.add_provider_for_devices([self._ep_device], given)
+            settings.add_provider_for_devices([self._ep_device], provider)
             session = runtime.InferenceSession(os.fspath(path), settings)
-        except Exception as error:  # exceptions of ONNX Runtime have no base of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise DeviceError(
                 f"The {self._device} cannot run {path} ({first_line(error)}); export it for this chip, or use another "
                 f"runtime."
@@ -235,15 +234,15 @@ class QnnBackend:
             left = [f"{path.stem}: {node}" for node in left_to_cpu(session)]
             self._left += left
             if left:
-                logger.warning("%d nodes of %s are left to the CPU, as was allowed", len(left), path)
+                logger.warning("%d nodes of %s fall back to the CPU", len(left), path)
         return session
 
     def close(self) -> None:
-        """Nothing is kept here; a session is freed with the last reference to it."""
+        """Do nothing: a session is freed with the last reference to it."""
 
 
 class QnnGraph:
-    """One session. The HTP takes one call after the other, so they wait for each other here."""
+    """One session; the HTP runs one call at a time."""
 
     def __init__(self, session: Any, path: Path) -> None:
         self._graph = ort.OrtGraph(session, path)
@@ -256,7 +255,7 @@ class QnnGraph:
 
 
 def left_to_cpu(session: Any) -> Iterator[str]:
-    """Operator and name of every node of a session that the provider did not take; it has to record assignments."""
+    """Yield operator and name of every node outside the provider; the session must record assignments."""
     for part in session.get_provider_graph_assignment_info():
         if part.ep_name != PROVIDER:
             yield from (f"{node.op_type} {node.name}" for node in part.get_nodes())

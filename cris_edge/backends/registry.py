@@ -1,4 +1,4 @@
-"""Runtimes by name: those of this package, and those that other packages register."""
+"""Runtimes by name: built-in ones and those that other packages register."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Factory: TypeAlias = Callable[[BackendOptions], Backend]
 
 @dataclass(frozen=True)
 class _Builtin:
-    """A runtime of this package; nothing of it is imported before it is used."""
+    """A built-in runtime, imported on first use."""
 
     module: str
     factory: str
-    package: str  # that has to be installed
-    why: str  # it is preferred, in the words of `Segmenter.info`
-    on_cpu: bool = True  # it computes on a CPU too, at its speed
+    package: str  # what must be installed
+    why: str  # reason for the choice, shown in `Segmenter.info`
+    on_cpu: bool = True  # whether it also runs on a CPU
 
 
-# In the order of preference of runtime="auto".
+# In the order in which runtime="auto" tries them.
 _BUILTIN = {
-    "openvino": _Builtin("cris_edge.backends.ov", "OvBackend", "openvino", "the fastest of ours on a CPU"),
+    "openvino": _Builtin("cris_edge.backends.ov", "OvBackend", "openvino", "the fastest on a CPU"),
     "onnxruntime": _Builtin("cris_edge.backends.ort", "OrtBackend", "onnxruntime", "it runs on every CPU"),
     "qnn": _Builtin(
         "cris_edge.backends.qnn", "QnnBackend", "onnxruntime_qnn", "it runs on Qualcomm's NPU", on_cpu=False
@@ -38,40 +38,37 @@ _BUILTIN = {
 
 
 def names() -> list[str]:
-    """Every runtime that has a name here, installed or not, in the order of preference."""
+    """Return every known runtime, installed or not, in order of preference."""
     return [*_BUILTIN, *(name for name in _registered() if name not in _BUILTIN)]
 
 
 def available() -> list[str]:
-    """The runtimes that are installed and compute on a CPU, in the order of preference.
-
-    Nothing is imported to find out.
-    """
+    """Return the installed runtimes that run on a CPU, in order of preference, without importing them."""
     return [name for name in names() if (name not in _BUILTIN or _BUILTIN[name].on_cpu) and is_available(name)]
 
 
 def is_available(name: str) -> bool:
-    """Whether a runtime is installed."""
+    """Return whether a runtime is installed."""
     if name in _BUILTIN:
         try:
             return importlib.util.find_spec(_BUILTIN[name].package) is not None
-        except ValueError:  # loaded in an unusual way, for instance from a frozen app
+        except ValueError:  # loaded without a spec, for instance in a frozen app
             return True
     return name in _registered()
 
 
 def how_to_install(name: str) -> str:
-    """What to do to get a runtime."""
+    """Return how to install a runtime, for messages."""
     if name in _BUILTIN:
         return f'install it with pip install "cris-edge[{name}]"'
     return "install the package that registers it"
 
 
 def describe(name: str) -> RuntimeReport:
-    """Version and devices of an installed runtime; nothing of one that another package registered.
+    """Return version and devices of an installed built-in runtime; an empty report for others.
 
     Raises:
-        RuntimeMissingError: It is not installed, or cannot be loaded.
+        RuntimeMissingError: It is not installed or cannot be loaded.
     """
     if name not in _BUILTIN:
         return RuntimeReport("")
@@ -80,37 +77,37 @@ def describe(name: str) -> RuntimeReport:
 
 
 def create(name: str, options: BackendOptions | None = None) -> Backend:
-    """The runtime of that name, with its options checked.
+    """Create a backend and check its options.
 
     Raises:
-        OptionError: No runtime has this name, or it does not know an option.
+        OptionError: The runtime or one of its options is unknown.
         RuntimeMissingError: The runtime is not installed.
     """
     return _factory(name)(options or BackendOptions())
 
 
 def choose(held: Iterable[str]) -> tuple[str, str]:
-    """The best installed runtime among those `held` by a bundle, and why it is that one.
+    """Return the preferred installed runtime among those `held` by a bundle, and the reason.
 
     Raises:
         RuntimeMissingError: None of them is installed.
     """
     held = list(held)
-    wanted = [name for name in _BUILTIN if name in held]
+    candidates = [name for name in _BUILTIN if name in held]
     missing: list[str] = []
-    for name in wanted:
+    for name in candidates:
         if not is_available(name):
             missing.append(name)
         elif missing:
-            return name, f"{' and '.join(missing)} is not installed here, and {name} is: {_BUILTIN[name].why}"
+            return name, f"{' and '.join(missing)} is not installed, and {name} is: {_BUILTIN[name].why}"
         else:
-            return name, f"of what is installed here and in this bundle, {name} comes first: {_BUILTIN[name].why}"
+            return name, f"of the installed runtimes in this bundle, {name} comes first: {_BUILTIN[name].why}"
     for name in held:
         if name not in _BUILTIN and name in _registered():
-            return name, f"{name} is the only runtime installed here that this bundle holds"
+            return name, f"{name} is the only installed runtime in this bundle"
     raise RuntimeMissingError(
         f"No runtime of this bundle is installed (it holds {', '.join(held)}); install one with "
-        + (f'pip install "cris-edge[{wanted[0]}]".' if wanted else "the package that registers it.")
+        + (f'pip install "cris-edge[{candidates[0]}]".' if candidates else "the package that registers it.")
     )
 
 
@@ -122,18 +119,18 @@ def _factory(name: str) -> Factory:
     try:
         entry = _registered()[name]
     except KeyError:
-        raise OptionError(f"No runtime is called {name!r}; expected one of {', '.join(names())}.") from None
+        raise OptionError(f"Unknown runtime {name!r}. Available: {', '.join(names())}.") from None
     try:
         loaded: Factory = entry.load()
     except (ImportError, AttributeError) as error:
         raise RuntimeMissingError(
-            f"The runtime {name!r}, which {entry.value} registers, cannot be loaded: {error}."
+            f"The runtime {name!r} (registered as {entry.value}) cannot be loaded: {error}."
         ) from error
     return loaded
 
 
 def _registered() -> dict[str, Any]:
-    """Entry points of other packages; the names of this package's own runtimes are not theirs to take."""
+    """Return entry points of other packages; they cannot replace built-in runtimes."""
     from importlib.metadata import entry_points
 
     return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS) if entry.name not in _BUILTIN}

@@ -200,7 +200,7 @@ def test_costs_of_precisions_that_this_machine_lacks_are_stated(reference):
 
 def test_golden_probes_are_the_first_pairs(reference):
     golden = reference.probes.golden()
-    assert [golden.name(pair) for pair in golden.pairs] == ["image 0 and sentence 1", "image 1 and sentence 0"]
+    assert [golden.name(pair) for pair in golden.pairs] == ["image 0 and prompt 1", "image 1 and prompt 0"]
 
 
 def test_reduced_precision_rounds_operands_and_results(reference):

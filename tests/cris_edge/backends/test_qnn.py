@@ -1,4 +1,4 @@
-"""Qualcomm's HTP behind the seam, on its emulator; one small graph, so that a run takes a fraction of a second."""
+"""Qualcomm's HTP as a backend, on its emulator with one small graph."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def emulator(**options: Any) -> Any:
 
 
 @needs_provider
-def test_a_graph_runs_whole_on_the_emulator(path: Path) -> None:
+def test_whole_graph_runs_on_the_emulator(path: Path) -> None:
     backend = emulator()
     check(backend.compile(path, SPEC)(inputs()))
     info = backend.info
@@ -80,7 +80,7 @@ def test_a_graph_runs_whole_on_the_emulator(path: Path) -> None:
 
 
 @needs_provider
-def test_it_says_nothing_on_the_standard_output(path: Path) -> None:
+def test_standard_output_stays_empty(path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\nfrom cris_edge.backends import registry\nfrom cris_edge.backends.base import *\n"
@@ -93,7 +93,7 @@ def test_it_says_nothing_on_the_standard_output(path: Path) -> None:
     assert done.stdout == b"here\n"
 
 
-def test_the_provider_is_imported_when_it_is_used() -> None:
+def test_provider_is_imported_on_first_use() -> None:
     code = (
         "import sys, cris_edge.backends.qnn\n"
         "assert not {'onnxruntime', 'onnxruntime_qnn'} & set(sys.modules), sorted(sys.modules)"
@@ -105,19 +105,19 @@ def test_the_provider_is_imported_when_it_is_used() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "CPU"}, "no device 'CPU' here"),
+        ({"device": "CPU"}, "no device 'CPU'"),
         ({"device": "emulator", "precision": "float32"}, "compute in integers"),
         ({"device": "emulator", "threads": 1}, "only the CPU has threads"),
-        ({"device": "emulator", "extra": {"fallback": True}}, "no setting fallback; it knows cpu_fallback"),
+        ({"device": "emulator", "extra": {"fallback": True}}, "no setting fallback. Available: cpu_fallback"),
     ],
 )
-def test_what_it_cannot_do_is_refused(options: dict[str, Any], message: str) -> None:
+def test_unsupported_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         registry.create("qnn", BackendOptions(**options))
 
 
 @needs_provider
-def test_a_graph_is_not_left_to_the_cpu_unasked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cpu_fallback_must_be_allowed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "small.onnx"
     onnx.save(quantized("Erf"), path)  # an operator that the HTP does not have
     with pytest.raises(DeviceError, match=r"emulator cannot run .*small\.onnx"):
@@ -125,13 +125,13 @@ def test_a_graph_is_not_left_to_the_cpu_unasked(tmp_path: Path, caplog: pytest.L
     backend = emulator(extra={"cpu_fallback": True})
     with caplog.at_level(logging.WARNING, "cris_edge"):
         backend.compile(path, SPEC)(inputs())
-    assert "left to the CPU, as was allowed" in caplog.text
+    assert "fall back to the CPU" in caplog.text
     assert backend.info.device == "emulator, CPU"
-    assert "nodes left to the CPU" in backend.info.device_name
+    assert "nodes on the CPU" in backend.info.device_name
 
 
 @needs_provider
-def test_what_was_compiled_is_kept_and_found_again(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_graphs_are_cached(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     wide = quantized()
@@ -165,7 +165,7 @@ class _Spy:
 
 
 @needs_provider
-def test_a_binary_of_another_chip_gives_way_to_its_source(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_binary_for_another_chip_is_replaced_by_its_source(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     binary = path.parent / "SM8650" / path.name
     binary.parent.mkdir()
     node = helper.make_node(
@@ -176,37 +176,37 @@ def test_a_binary_of_another_chip_gives_way_to_its_source(path: Path, caplog: py
     backend = emulator()
     with caplog.at_level(logging.WARNING, "cris_edge"):
         check(backend.compile(binary, SPEC)(inputs()))
-    assert "is compiled here instead" in caplog.text
-    assert backend.info.device_name == "small compiled here"
+    assert "compiling " in caplog.text
+    assert backend.info.device_name == "small compiled on this device"
     path.unlink()
     with pytest.raises(DeviceError):
         emulator().compile(binary, SPEC)
 
 
 @needs_provider
-def test_other_tensors_than_promised_are_refused(path: Path) -> None:
+def test_other_tensors_than_stated_are_refused(path: Path) -> None:
     wrong = GraphSpec(SPEC.inputs, (TensorSpec("z", SPEC.outputs[0].shape, "float32"),))
-    with pytest.raises(BundleError, match="the manifest says z"):
+    with pytest.raises(BundleError, match="the manifest states z"):
         emulator().compile(path, wrong)
 
 
-def test_without_the_package_the_line_to_install_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_names_its_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
     with pytest.raises(RuntimeMissingError, match=r'pip install "cris-edge\[qnn\]"'):
         registry.create("qnn", BackendOptions(device="NPU"))
 
 
-def test_runtimes_for_the_cpu_do_not_include_it() -> None:
+def test_cpu_runtimes_do_not_include_it() -> None:
     assert "qnn" in registry.names()
     assert "qnn" not in registry.available()
 
 
-def test_openvino_says_where_its_npu_comes_from() -> None:
+def test_openvino_explains_a_missing_npu() -> None:
     pytest.importorskip("openvino")
     from cris_edge.backends import ov
 
     if any(device.startswith("npu") for device in ov.devices(ov.shared_core(ov.load()))):
         pytest.skip("there is an NPU here")
-    with pytest.raises(OptionError, match="appears with its driver, which brings the compiler too"):
+    with pytest.raises(OptionError, match="An NPU needs its driver, which also brings the compiler"):
         registry.create("openvino", BackendOptions(device="NPU"))

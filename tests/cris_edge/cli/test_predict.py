@@ -138,7 +138,7 @@ def test_errors_are_one_line_and_status_1(tiny: Path, photo: Path, tmp_path: Pat
     output = tmp_path / "output"
     assert "There is no file or folder" in refused(predict(tiny, output, tmp_path / "nope.png", "red"))
     assert "has no images or videos" in refused(predict(tiny, output, tmp_path / "*.jpg", "red"))
-    assert "has no device 'NPU9' here" in refused(predict(tiny, output, photo, "red", "--device", "NPU9"))
+    assert "has no device 'NPU9'" in refused(predict(tiny, output, photo, "red", "--device", "NPU9"))
     assert "precision 'int4' is unknown" in refused(predict(tiny, output, photo, "red", "--precision", "int4"))
     assert "no graphs for the runtime 'x'" in refused(predict(tiny, output, photo, "red", "--runtime", "x"))
     assert "The prompt is empty" in refused(predict(tiny, output, photo, " "))
