@@ -48,6 +48,15 @@ def finetune() -> RunConfig:
     return RunConfig(name="finetune", data=data, optimizer=optimizer, loop=loop)
 
 
+def r50_grefcoco() -> RunConfig:
+    """CRIS-R50 for the generalized task: trained on gRefCOCO, with a presence head.
+
+    gRefCOCO's sentences match one object, several or none. Further negatives are drawn from other images.
+    """
+    architecture = Architecture(word_len=22, presence=True)
+    return RunConfig(name="r50-grefcoco", architecture=architecture, data=DataConfig(negatives=0.1))
+
+
 def ablation(contrastive: bool, decoder_layers: int) -> Callable[[], RunConfig]:
     """Return the recipe for a row of the paper's efficiency ablation (table 2)."""
 
@@ -145,6 +154,7 @@ def on_scenes(member: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "r50": r50,
     "r101": r101,
+    "r50-grefcoco": r50_grefcoco,
     "small": small,
     "tiny": tiny,
     "nano": nano,

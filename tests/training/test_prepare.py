@@ -13,7 +13,7 @@ import pytest
 from cris_edge.errors import DataError
 from cris_edge.image.labelled import read_samples
 from training.data.refer import OFFICIAL, compare_with_published, read_pickle
-from training.prepare import main
+from training.prepare import main, with_command
 
 SQUARE = [[4.0, 4.0, 14.0, 4.0, 14.0, 14.0, 4.0, 14.0]]
 RUNS = {"size": [20, 30], "counts": [100, 50, 450]}
@@ -185,3 +185,127 @@ def test_check_counts_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_photos_at_hand_are_whole(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check", str(shared_data / "real" / "test.jsonl")]) == 0
     assert "0 problems" in capsys.readouterr().out
+
+
+def grefcoco_folder(folder: Path) -> Path:
+    """gRefCOCO's files in small: one object, two objects (polygons; polygons and RLE), and nothing."""
+    (folder / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "images" / "COCO_1.jpg"), np.full((20, 30, 3), 90, np.uint8))
+    other = [[18.0, 4.0, 28.0, 4.0, 28.0, 14.0, 18.0, 14.0]]
+    coco = {
+        "images": [{"id": 1, "file_name": "COCO_1.jpg", "height": 20, "width": 30}],
+        "annotations": [
+            {"id": 11, "image_id": 1, "category_id": 47, "segmentation": SQUARE, "iscrowd": 0},
+            {"id": 12, "image_id": 1, "category_id": 47, "segmentation": other, "iscrowd": 0},
+            {"id": 13, "image_id": 1, "category_id": 3, "segmentation": RUNS, "iscrowd": 0},
+        ],
+        "categories": [{"id": 47, "name": "cup"}, {"id": 3, "name": "car"}],
+    }
+    cases = [([11], "left cup", False), ([11, 12], "both cups", False), ([12, 13], "a cup and a car", False)]
+    grefs = [
+        {
+            "ref_id": number,
+            "image_id": 1,
+            "split": "val",
+            "file_name": "COCO_1.jpg",
+            "ann_id": ids,
+            "category_id": [-1] if absent else [47] * len(ids),
+            "no_target": absent,
+            "sent_ids": [number],
+            "sentences": [{"sent": text, "raw": text, "tokens": text.split(), "sent_id": number, "exist": not absent}],
+        }
+        for number, (ids, text, absent) in enumerate([*cases, ([-1], "the dog", True)])
+    ]
+    (folder / "grefs(unc).json").write_text(json.dumps(grefs))
+    (folder / "instances.json").write_text(json.dumps(coco))
+    return folder
+
+
+def prepare_grefcoco(folder: Path) -> list[str]:
+    refs, images = str(folder / "grefs(unc).json"), str(folder / "images")
+    return ["grefcoco", "--refs", refs, "--images", images, "--output", str(folder / "data")]
+
+
+def test_grefcocos_sentences_mean_several_objects_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = grefcoco_folder(tmp_path)
+    assert main(prepare_grefcoco(folder)) == 0
+    assert "val: 4 objects, 4 sentences, 1 that match nothing" in capsys.readouterr().out
+    one, two, mixed, nothing = read_samples(folder / "data" / "val.jsonl")
+    assert one.truth().sum() == 100
+    assert two.truth().sum() == 200 and two.truth()[4:14, 4:14].all() and two.truth()[4:14, 18:28].all()
+    runs = np.zeros(600, bool)
+    runs[100:150] = True  # column by column
+    np.testing.assert_array_equal(mixed.truth(), (two.truth() & ~one.truth()) | runs.reshape(30, 20).T)
+    assert nothing.no_target and not nothing.truth().any()
+    assert one.extra["categories"] == {"cup": 2, "car": 1} and nothing.extra["objects"] == 0
+    assert (two.extra["category"], mixed.extra["category"], two.extra["objects"]) == ("cup", "", 2)
+    assert main(["check", str(folder / "data")]) == 0
+    assert main(["check", str(folder / "data"), "--output", str(folder / "sound")]) == 0
+    assert len(read_samples(folder / "sound" / "val.jsonl")) == 4
+
+
+def test_a_prediction_on_grefcoco_is_scored_as_its_authors_do(tmp_path: Path) -> None:
+    from training.data.samples import LabelledSource
+    from training.evaluate import score
+
+    folder = grefcoco_folder(tmp_path)
+    assert main(prepare_grefcoco(folder)) == 0
+
+    class LeftHalf:
+        """Answers every sentence with the left half, and says that there is no dog."""
+
+        runtime, precision, input_size, word_len = "test", "float32", 96, 17
+
+        def logits_and_presence(self, pixels: Any, tokens: Any) -> Any:
+            logits = np.full((len(tokens), 1, 24, 24), -20.0, np.float32)
+            logits[:, :, :, :12] = 20.0
+            dog = (tokens == 1929).any(axis=1)
+            return logits, np.where(dog, 0.1, 0.9).astype(np.float32)
+
+        def logits(self, pixels: Any, tokens: Any) -> Any:
+            return self.logits_and_presence(pixels, tokens)[0]
+
+    source = LabelledSource(folder / "data" / "val.jsonl", by_image=True)
+    report = score(LeftHalf(), source)
+    one, two, mixed, nothing = report.cases
+    assert [case.matches for case in report.cases] == [True, True, True, False]
+    assert nothing.empty and nothing.union == 0
+    area = one.union  # the left half holds the first square
+    assert one.intersection == 100 and 280 <= area <= 340  # about 15 of 30 columns
+    generalized = report.to_dict()["generalized"]
+    assert (generalized["samples"], generalized["without_target"]) == (4, 1)
+    assert (generalized["N-acc"], generalized["T-acc"], generalized["AUROC"]) == (100, 100, 100)
+    ious = [case.intersection / case.union for case in (one, two, mixed)]
+    assert generalized["gIoU"] == pytest.approx(25 * (sum(ious) + 1))
+    total = sum(case.union for case in report.cases)
+    assert generalized["cIoU"] == pytest.approx(
+        100 * (one.intersection + two.intersection + mixed.intersection) / total
+    )
+    off = score(LeftHalf(), source, min_presence=0)
+    assert not off.cases[3].empty and off.cases[3].union == area
+    assert off.to_dict()["generalized"]["N-acc"] == 0
+    assert off.to_dict()["mIoU"] == report.to_dict()["mIoU"]  # over sentences that have a target
+
+
+def test_damaged_grefcoco_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = grefcoco_folder(tmp_path)
+    grefs = json.loads((folder / "grefs(unc).json").read_text())
+    for change in ({"ann_id": [99]}, {"no_target": True}, {"image_id": 7}, {"sentences": None}):
+        (folder / "grefs(unc).json").write_text(json.dumps([grefs[0] | change]))
+        assert main(prepare_grefcoco(folder)) == 1
+        assert "entry 0 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--check", "data"], ["check", "data"]),
+        (["--check=data", "--output", "sound"], ["check", "data", "--output", "sound"]),
+        (["--output", "sound", "--check", "data"], ["check", "--output", "sound", "data"]),
+        (["--refs", "refs(unc).p"], ["refcoco", "--refs", "refs(unc).p"]),
+        (["grefcoco", "--refs", "x"], ["grefcoco", "--refs", "x"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_options_of_earlier_versions(old: list[str], new: list[str]) -> None:
+    assert with_command(old) == new

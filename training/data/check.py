@@ -97,7 +97,8 @@ def _problems(line: str, folder: Path, sizes: dict[Path, Size | str]) -> Iterato
     try:
         entry = json.loads(line)
         image, sentences, mask = entry["image"], entry["sentences"], entry["mask"]
-        if not isinstance(image, str) or not isinstance(sentences, list) or not isinstance(mask, (str, dict, list)):
+        known = mask is None or isinstance(mask, (str, dict, list))
+        if not isinstance(image, str) or not isinstance(sentences, list) or not known:
             raise TypeError
     except (ValueError, KeyError, TypeError):
         yield "line is not an object with image, sentences and mask"
@@ -113,7 +114,7 @@ def _problems(line: str, folder: Path, sizes: dict[Path, Size | str]) -> Iterato
     size = sizes[path]
     if isinstance(size, str):
         yield size
-    else:
+    elif mask is not None:  # null: the sentences match nothing
         yield from _mask(
             Sample(path, tuple(map(str, sentences)), folder / mask if isinstance(mask, str) else mask), size
         )

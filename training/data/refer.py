@@ -1,7 +1,8 @@
-"""The public data sets' own files: REFER's pickles with COCO's instances, and the reference's ``anns/*.json``.
+"""Readers of public data sets: REFER's pickles, gRefCOCO's JSON, and the reference's ``anns/*.json``.
 
 REFER: Kazemzadeh et al., "ReferItGame" (EMNLP 2014); Yu et al., "Modeling Context in Referring Expressions" (ECCV
-2016); Mao et al., "Generation and Comprehension of Unambiguous Object Descriptions" (CVPR 2016).
+2016); Mao et al., "Generation and Comprehension of Unambiguous Object Descriptions" (CVPR 2016). gRefCOCO: Liu et al.,
+"GRES: Generalized Referring Expression Segmentation" (CVPR 2023).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from cris_edge.errors import DataError
+from cris_edge.image.coco import decode_rle, encode_rle, fill_polygons
 from training.data.lines import write_lines
 
 OFFICIAL = {
@@ -25,19 +29,19 @@ OFFICIAL = {
     ("refcocog", "umd"): {"train": 42226, "val": 2573, "test": 5023},
     ("refcocog", "google"): {"train": 44822, "val": 5000},
 }
-"""Published numbers of referred objects, by data set and by who split it."""
+"""Published numbers of referred objects, by data set and author of the split."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One referred object.
+    """Sentences and the object or objects they refer to.
 
     Attributes:
         split: ``train``, ``val``, ``testA``, ...
         image: file name.
         sentences: as the annotators typed them, stripped.
-        mask: COCO polygons, COCO RLE, or the path of a PNG.
-        extra: what else is worth keeping in a line.
+        mask: COCO polygons, COCO RLE, or the path of a PNG; None where nothing matches.
+        extra: further keys of the line.
     """
 
     split: str
@@ -48,10 +52,10 @@ class Reference:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, dictionaries, text and numbers, which have opcodes of their own; anything else needs a name."""
+    """Builds lists, dictionaries, text and numbers, which have opcodes of their own; everything else has a name."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        """Refuse: whatever is looked up by name could run code."""
+        """Refuse: an object looked up by name could run code."""
         raise DataError(f"it asks for {module}.{name}, but REFER's pickles hold plain lists, dictionaries and text")
 
     def persistent_load(self, pid: object) -> NoReturn:
@@ -60,7 +64,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """Return the plain containers in a pickle; no code in it is ever run.
+    """Return the plain containers in a pickle; code in it is never run.
 
     Raises:
         DataError: the file is absent, cut short, or holds anything else.
@@ -78,7 +82,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         DataError: it is absent or damaged.
@@ -95,26 +99,109 @@ def read_refer(refs: Path, instances: Path) -> list[Reference]:
     Raises:
         DataError: a file cannot be read, is of another kind, or refers to annotations that are not there.
     """
-    entries, coco = read_pickle(refs), read_json(instances)
-    try:
-        files = {image["id"]: image["file_name"] for image in coco["images"]}
-        masks = {annotation["id"]: annotation["segmentation"] for annotation in coco["annotations"]}
-        kinds = {kind["id"]: kind["name"] for kind in coco.get("categories", [])}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{instances} lacks {error}; expected COCO's instances with images and annotations") from error
+    entries, coco = read_pickle(refs), read_instances(instances)
     found = []
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         try:
             sentences = tuple(_stripped(sentence["sent"] for sentence in entry["sentences"]))
-            extra = {"category": kinds.get(entry.get("category_id"), ""), "ref_id": entry["ref_id"]}
-            image, mask = files[entry["image_id"]], masks[entry["ann_id"]]
-            found.append(Reference(entry["split"], image, sentences, mask, extra))
+            image, mask = coco.images[entry["image_id"]], coco.masks[entry["ann_id"]]
+            extra = {
+                "category": coco.kinds.get(entry.get("category_id"), ""),
+                "categories": coco.counts.get(entry["image_id"], {}),
+                "ref_id": entry["ref_id"],
+            }
+            found.append(Reference(entry["split"], image["file_name"], sentences, mask, extra))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"entry {number} of {refs} does not fit {instances} ({type(error).__name__}: {error}); "
                 "both must come from the same REFER distribution"
             ) from error
     return found
+
+
+@dataclass(frozen=True)
+class Instances:
+    """COCO's instances, by identifier.
+
+    Attributes:
+        images: their entries.
+        masks: polygons or RLE of annotations.
+        kinds: names of categories.
+        counts: of an image: how many objects of each category are annotated.
+        categories: category of annotations, by name.
+    """
+
+    images: dict[int, dict[str, Any]]
+    masks: dict[int, Any]
+    kinds: dict[int, str]
+    counts: dict[int, dict[str, int]]
+    categories: dict[int, str]
+
+
+def read_instances(path: Path) -> Instances:
+    """Read COCO's ``instances.json``.
+
+    Raises:
+        DataError: it is absent, damaged, or lacks images or annotations.
+    """
+    coco = read_json(path)
+    try:
+        images = {image["id"]: image for image in coco["images"]}
+        masks = {annotation["id"]: annotation["segmentation"] for annotation in coco["annotations"]}
+        kinds = {kind["id"]: kind["name"] for kind in coco.get("categories", [])}
+        categories = {entry["id"]: kinds.get(entry.get("category_id"), "") for entry in coco["annotations"]}
+        counts: dict[int, dict[str, int]] = {}
+        for annotation in coco["annotations"]:
+            if name := categories[annotation["id"]]:
+                count = counts.setdefault(annotation.get("image_id"), {})
+                count[name] = count.get(name, 0) + 1
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} lacks {error}; expected COCO's instances with images and annotations") from error
+    return Instances(images, masks, kinds, counts, categories)
+
+
+def read_grefs(refs: Path, instances: Path) -> list[Reference]:
+    """Join gRefCOCO's ``grefs(unc).json`` with COCO's ``instances.json``.
+
+    A sentence may refer to several objects, whose masks are joined, or to none.
+
+    Raises:
+        DataError: a file cannot be read, is of another kind, or refers to annotations that are not there.
+    """
+    entries, coco = read_json(refs), read_instances(instances)
+    found = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        try:
+            sentences = tuple(_stripped(sentence["sent"] for sentence in entry["sentences"]))
+            ids = entry["ann_id"] if isinstance(entry["ann_id"], list) else [entry["ann_id"]]
+            image = coco.images[entry["image_id"]]
+            absent = bool(entry.get("no_target", ids == [-1]))
+            if absent != (ids == [-1]):
+                raise DataError(f"no_target is {entry['no_target']!r} beside the annotations {ids}")
+            named = {coco.categories[index] for index in ids} if not absent else set()
+            extra = {
+                "category": named.pop() if len(named) == 1 else "",
+                "categories": coco.counts.get(entry["image_id"], {}),
+                "ref_id": entry["ref_id"],
+                "objects": 0 if absent else len(ids),
+            }
+            mask = None if absent else _joined([coco.masks[index] for index in ids], image)
+            found.append(Reference(entry["split"], image["file_name"], sentences, mask, extra))
+        except (DataError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"entry {number} of {refs} does not fit {instances} ({type(error).__name__}: {error}); expected "
+                "gRefCOCO's file and the COCO instances that belong to it"
+            ) from error
+    return found
+
+
+def _joined(masks: list[Any], image: dict[str, Any]) -> Any:
+    """Join COCO masks: polygons are listed together, anything with RLE becomes one RLE."""
+    if all(isinstance(mask, list) for mask in masks):
+        return [polygon for mask in masks for polygon in mask]
+    size = image["height"], image["width"]
+    decoded = [decode_rle(mask) if isinstance(mask, dict) else fill_polygons(mask, *size) for mask in masks]
+    return encode_rle(np.logical_or.reduce(decoded))
 
 
 def read_anns(folder: Path, masks: Path) -> list[Reference]:
@@ -146,7 +233,8 @@ def write_samples(references: Iterable[Reference], images: Path, output: Path) -
     """Write ``SPLIT.jsonl`` files whose paths are relative to ``output``; objects without a sentence are left out.
 
     Returns:
-        By split, the number of ``references`` written, of their ``sentences``, and of ``without sentences``.
+        By split, the number of ``references`` written, of their ``sentences``, of those that match nothing (``no
+        target``), and of objects ``without sentences``.
 
     Raises:
         OSError: the folder cannot be made.
@@ -160,8 +248,10 @@ def write_samples(references: Iterable[Reference], images: Path, output: Path) -
         if not reference.sentences:
             count["without sentences"] += 1
             continue
-        count.update({"references": 1, "sentences": len(reference.sentences)})
         mask = reference.mask
+        count.update({"references": 1, "sentences": len(reference.sentences)})
+        if mask is None:
+            count["no target"] += len(reference.sentences)
         line = {
             "image": _relative(images / reference.image, output),
             "sentences": list(reference.sentences),
@@ -175,7 +265,7 @@ def write_samples(references: Iterable[Reference], images: Path, output: Path) -
 
 
 def compare_with_published(dataset: str, by: str, counts: dict[str, Counter[str]]) -> Iterator[str]:
-    """Yield a sentence for every split whose number of references is not the published one."""
+    """Yield a message for every split whose number of references is not the published one."""
     official = OFFICIAL.get((dataset, by), {})
     for split in sorted(official.keys() | counts.keys() if official else ()):
         found = sum(counts.get(split, Counter())[name] for name in ("references", "without sentences"))
