@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cris_edge.bundle import Bundle
+from cris_edge.bundle.presence import calibrated_presence
 from cris_edge.image import MEAN, STD, postprocess, preprocess
 from cris_edge.tokenizer import Tokenizer
 
@@ -124,3 +125,23 @@ def test_the_golden_file_is_as_described(tiny: Path) -> None:
     # Already letterboxed: step 4 alone gives the network's input.
     step4 = (image[0] / 255 - np.array(manifest.mean)) / np.array(manifest.std)
     np.testing.assert_allclose(preprocess(image[0], manifest.input_size)[0][0], step4.transpose(2, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
+def test_presence_from_logits(scale: float) -> None:
+    generator = np.random.default_rng(7)
+    logits = scale * generator.standard_normal((1, 1, 56, 56)) - scale
+    names = ("intercept", "peak", "top", "mean", "inside", "area", "certain")
+    coefficients = dict(zip(names, generator.uniform(-0.2, 0.2, len(names)).tolist(), strict=True))
+    x, t = np.sort(np.clip(logits.ravel(), -30, 30)), np.log(0.35 / 0.65)
+    inside = x[x > t]
+    statistics = {
+        "peak": x[-1],
+        "top": x[-max(1, round(len(x) / 100)) :].mean(),
+        "mean": x.mean(),
+        "inside": inside.mean() if len(inside) else t,
+        "area": np.log((len(inside) + 1) / len(x)),
+        "certain": (2 * np.abs(1 / (1 + np.exp(-x)) - 0.5)).mean(),
+    }
+    z = coefficients["intercept"] + sum(coefficients[name] * value for name, value in statistics.items())
+    assert calibrated_presence(logits, coefficients) == pytest.approx(1 / (1 + np.exp(-z)), abs=1e-9)
