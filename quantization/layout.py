@@ -152,7 +152,7 @@ def kept_in_float(found: dict[str, Call]) -> list[str]:
     """Names of calls that cost next to nothing and would lose accuracy in 8 bits.
 
     These are the prompt's constants of the projector (ten numbers), the presence head, and the last product, which
-    gives the logits; the products with constant matrices beside them are exact, and `complete` quantizes their operands.
+    gives the logits. The products with constant matrices beside them are exact; `complete` quantizes their operands.
     """
     products = [call.name for call in found.values() if call.function == "matmul"]
     small = [call.name for call in found.values() if call.parameter in ("bias.weight", "tap_bias.weight")]
