@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from cris_edge.metrics import auroc
 from cris_edge.tokenizer import Tokenizer
 from training.data.photos import Layout
 from training.model.nanodet import CLASSES
@@ -73,9 +74,9 @@ class Validation:
         for name in self.negatives:
             _, present = _answers(selector, self.batches[name])
             found.append(present)
-            metrics[f"auroc_{name}"] = auroc(positives, present)
+            metrics[f"auroc_{name}"] = _auroc(positives, present)
         if found:
-            metrics["auroc"] = auroc(positives, np.concatenate(found))
+            metrics["auroc"] = _auroc(positives, np.concatenate(found))
         right, _ = _answers(selector, self.batches["swaps"])
         pairs = right[: len(right) // 2 * 2].reshape(-1, 2)
         metrics["swaps"] = float(pairs.all(1).mean()) if len(pairs) else 0.0
@@ -162,11 +163,9 @@ def kinds_of_sentences(sentences: Sequence[str]) -> dict[str, np.ndarray]:
     return kinds
 
 
-def auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """Return the probability that a positive scores above a negative."""
-    order = np.argsort(np.argsort(np.concatenate([positives, negatives]), kind="stable"), kind="stable") + 1.0
-    count = len(positives)
-    return float((order[:count].sum() - count * (count + 1) / 2) / max(1, count * len(negatives)))
+def _auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
+    labels = np.arange(len(positives) + len(negatives)) < len(positives)
+    return auroc(np.concatenate([positives, negatives]), labels)
 
 
 @torch.inference_mode()
