@@ -18,20 +18,6 @@ def word_set(text: str, separator: str | None = None) -> frozenset[str]:
 _SIDES = {"left": "right", "lefthand": "righthand", "leftmost": "rightmost", "lefty": "righty", "lft": "rght"}
 _SIDES |= {"left-hand": "right-hand", "left-most": "right-most", "l": "r", "lhs": "rhs", "lt": "rt"}
 _SIDES |= {other: one for one, other in _SIDES.items()}
-_SWAPS = {
-    "top": "bottom",
-    "upper": "lower",
-    "front": "back",
-    "biggest": "smallest",
-    "bigger": "smaller",
-    "big": "small",
-    "largest": "smallest",
-    "larger": "smaller",
-    "large": "small",
-    "closest": "farthest",
-    "above": "below",
-}
-_SWAPS |= {other: one for one, other in _SWAPS.items()}
 _NOT_A_SIDE = re.compile(r"^(next|behind|in|above|below|under|beside|before|after|there|here|now)$")
 _FREE = word_set("a an the is are of that this it its his her very really which")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -69,18 +55,6 @@ def mirror(sentence: str) -> str | None:
         directly = word == "right" and _NOT_A_SIDE.match(following)
         changed.append(word if directly else _SIDES.get(word, word))
     return " ".join(changed)
-
-
-def has_side(sentence: str) -> bool:
-    """Whether the sentence speaks of left or right."""
-    return bool(_SIDES.keys() & set(words(sentence)))
-
-
-def swap_side(sentence: str) -> str | None:
-    """Return the sentence with left and right, top and bottom or another pair of opposites swapped, or None."""
-    found = words(sentence)
-    swapped = [_SIDES.get(word, _SWAPS.get(word, word)) for word in found]
-    return " ".join(swapped) if swapped != found else None
 
 
 def swap_colour(sentence: str, choose: Callable[[list[str]], str]) -> str | None:

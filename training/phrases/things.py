@@ -57,20 +57,6 @@ class Scene:
         return self.countable is None or category in self.countable
 
 
-def mirrored(thing: Thing) -> Thing:
-    """Return the thing as it is in the mirrored photo."""
-    left, top, right, bottom = thing.box
-    return Thing(
-        category=thing.category,
-        box=(1 - right, top, 1 - left, bottom),
-        names=thing.names,
-        colour=thing.colour,
-        upper=thing.upper,
-        lower=thing.lower,
-        sure=thing.sure,
-    )
-
-
 def overlap(a: Thing, b: Thing) -> float:
     """Return the share of ``a``'s box that lies inside ``b``'s."""
     width = min(a.box[2], b.box[2]) - max(a.box[0], b.box[0])

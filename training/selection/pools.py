@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -280,6 +281,6 @@ def _balanced(examples: list[Example], shots: Shots) -> list[Example]:
     counts = Counter(kinds)
     largest = max(counts.values(), default=1)
     return [
-        Example(**{**one.__dict__, "weight": one.weight * (largest / counts[kind]) ** 0.5})
+        dataclasses.replace(one, weight=one.weight * (largest / counts[kind]) ** 0.5)
         for one, kind in zip(examples, kinds, strict=True)
     ]
