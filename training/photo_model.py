@@ -59,6 +59,8 @@ from training.wordtable import load_words
 
 logger = logging.getLogger("cris_edge.training")
 
+DROPOUT = 0.15
+"""Of the selector: there are few human sentences about photos."""
 STAGES = ("cache", "masks", "selector", "assemble", "score")
 
 
@@ -157,7 +159,7 @@ class PhotoModel:
         """Train the selector."""
         torch.manual_seed(seed)
         run = SelectorTraining(
-            self.new_selector(SelectorSizes()),
+            self.new_selector(SelectorSizes(dropout=DROPOUT)),
             self.sampler(MIX, {}, seed),
             SelectorOptions(steps=steps),
             self.work / "selector",

@@ -24,6 +24,7 @@ SLOTS = 32
 WORDS = 20
 """Tokens of a prompt."""
 _OWN_SHARE = 0.625  # of the slots of a mosaic: the rest belongs to the other photo
+_JITTER = 0.02  # deviation of the boxes' sides, as a share of their lengths
 _STEP_SLOTS = (16, 24, 32)  # slots of a training step; the weakest candidates are cut, which saves time
 _ABSENT = 0.12  # a class below this in all candidates of a photo is not in the photo
 
@@ -192,6 +193,8 @@ class Sampler:
         size: examples per batch.
         mosaics: share of the examples that may become mosaics which do.
         unseen: share of the examples whose appearance is dropped.
+        noise: deviation of the noise added to features, which makes photos hard to recognize.
+        missing: share of the candidates dropped where they are not right.
         blanks: share of the words of human sentences that are replaced by ``blank``.
         blank: a token that says nothing, such as that of "the".
         photos: indices of the photos that may be put into a mosaic.
@@ -206,8 +209,10 @@ class Sampler:
         seed: int = 0,
         size: int = 96,
         mosaics: float = 0.35,
-        unseen: float = 0.1,
-        blanks: float = 0.08,
+        unseen: float = 0.15,
+        noise: float = 0.15,
+        missing: float = 0.1,
+        blanks: float = 0.1,
         blank: int = 0,
         photos: Sequence[int] = (),
     ) -> None:
@@ -215,6 +220,7 @@ class Sampler:
         self._shares = torch.tensor([mix[name] for name in self._pools])
         self._shares = self._shares / self._shares.sum()
         self._size, self._mosaics, self._unseen = size, mosaics, unseen
+        self._noise, self._missing = noise, missing
         self._blanks, self._blank = blanks if blank else 0.0, blank
         self._photos = torch.tensor(photos or range(len(bank)))
         self.generator = torch.Generator().manual_seed(seed)
@@ -250,14 +256,18 @@ class Sampler:
         boxes = bank.boxes[rows.clamp(min=0)] if pool.boxes is None else pool.boxes[index, :slots]
         if pool.seen and self._mosaics:
             rows, targets, aspect, boxes = self._mosaic(pool.mosaic[index], rows, targets, aspect, boxes)
+        dropped = (torch.rand(rows.shape, generator=g) < self._missing) & (targets[:, :-1] == 0)
+        dropped[:, 0] = False
+        rows = torch.where(dropped, -1, rows)
         valid = rows >= 0
         safe = rows.clamp(min=0)
         sides = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2)
-        boxes = (boxes + torch.randn(boxes.shape, generator=g) * 0.012 * sides).clamp(0, 1) * valid[..., None]
+        boxes = (boxes + torch.randn(boxes.shape, generator=g) * _JITTER * sides).clamp(0, 1) * valid[..., None]
         probabilities = bank.probabilities[safe].float() * valid[..., None]
         features = bank.features[safe].float()
         colours = bank.colours[safe].float()
         if pool.seen:
+            features = features + self._noise * torch.randn(features.shape, generator=g)
             keep = (torch.rand(count, 1, 1, generator=g) >= self._unseen) * valid[..., None]
             features, colours = features * keep, colours * keep
         else:

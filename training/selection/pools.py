@@ -24,9 +24,9 @@ from training.selection.layout_examples import LayoutExamples, place_layouts
 from training.selection.photo_scenes import PhotoScene, box_iou, object_boxes, photo_scene
 
 MIX: Mapping[str, float] = {
-    "refcoco": 0.16,
-    "flickr": 0.16,
-    "layouts": 0.36,
+    "refcoco": 0.1,
+    "flickr": 0.18,
+    "layouts": 0.4,
     "templates": 0.22,
     "absent": 0.06,
     "swapped": 0.04,
@@ -223,7 +223,14 @@ def build_scenes(shots: Shots, indices: Sequence[int], lexicon: Lexicon) -> dict
 
 
 def training_pools(
-    shots: Shots, layouts: Sequence[Layout], lexicon: Lexicon, tokenizer: Tokenizer, *, seed: int = 0, variants: int = 3
+    shots: Shots,
+    layouts: Sequence[Layout],
+    lexicon: Lexicon,
+    tokenizer: Tokenizer,
+    *,
+    seed: int = 0,
+    variants: int = 6,
+    absent: int = 20_000,
 ) -> dict[str, Pool]:
     """Build all pools for training; nothing held out goes into them.
 
@@ -234,6 +241,7 @@ def training_pools(
         tokenizer: for the prompts.
         seed: of what is random.
         variants: examples of each layout.
+        absent: examples of prompts about absent categories.
     """
     rng = random.Random(seed)
     train = shots.of(validation=False)
@@ -249,8 +257,8 @@ def training_pools(
         prompts.append(
             (example.sentence, CLASSES[int(shots.bank.row_class[example.rows[int(np.argmax(example.targets))]])])
         )
-    absent = absent_examples(shots, train, _even(prompts, rng), rng, 40_000)
-    pools = {"refcoco": refcoco, "flickr": flickr, "templates": true, "swapped": false, "absent": absent}
+    without = absent_examples(shots, train, _even(prompts, rng), rng, absent)
+    pools = {"refcoco": refcoco, "flickr": flickr, "templates": true, "swapped": false, "absent": without}
     human = ("refcoco", "flickr")
     made = {name: make_pool(examples, tokenizer, human=name in human) for name, examples in pools.items()}
     made["layouts"] = make_pool(maker.all(rng, variants), tokenizer, seen=False, human=True)

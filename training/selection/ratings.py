@@ -61,7 +61,7 @@ class Validation:
         presence: dict[str, np.ndarray] = {}
         for name, pool in self.pools.items():
             right, present = _answers(selector, self.batches[name])
-            metrics[name] = float(right.mean())
+            metrics[name] = float(right.mean()) if len(right) else 0.0
             presence[name] = present
             if name == "human":
                 for kind, chosen in kinds_of_sentences(pool.sentences).items():

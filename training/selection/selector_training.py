@@ -40,7 +40,7 @@ class SelectorOptions:
     steps: int = 3000
     learning_rate: float = 1.2e-3
     warmup: int = 100
-    weight_decay: float = 0.05
+    weight_decay: float = 0.07
     contrast: float = 0.5
     decay: float = 0.998
     save_every: float = 60.0
