@@ -121,7 +121,7 @@ def test_a_selector_learns_and_a_run_continues_where_it_stopped(
     before = validation.rate(selector().eval())
     metrics = training("whole").run()
     assert metrics["human"] == 1.0 and before["human"] < 1.0
-    assert metrics["colour"] > 0.8 and 0.0 <= metrics["auroc"] <= 1.0
+    assert metrics["colour"] > before["colour"] and 0.0 <= metrics["auroc"] <= 1.0
 
     first = training("parts")
     first.run(until=12)
