@@ -55,9 +55,16 @@ def score(ours: Predictor, theirs: Predictor | None, source: Source, presence: P
     found = entry(ours, source, presence)
     if theirs is None:
         return found
-    row = compare(theirs, [ours], source, threshold=THRESHOLD, limit=AGREEMENT)[0]
-    logger.info("%s: mean IoU with PyTorch's masks %.4f, worst %.3f", row.runtime, row.mask_iou, row.worst_mask_iou)
-    return {**found, "mask_iou": row.mask_iou, "worst_mask_iou": row.worst_mask_iou, "compared": row.sentences}
+    min_presence = 0.0 if presence is None else presence.min_presence
+    rows = compare(theirs, [ours], source, threshold=THRESHOLD, min_presence=min_presence, limit=AGREEMENT)
+    for row in rows:
+        logger.info(
+            "%s, %s prompts: mean IoU with PyTorch's masks %.4f, worst %.3f, same answer %.1f %%",
+            *(row.runtime, row.prompts, row.mask_iou, row.worst_mask_iou, 100 * row.same_answer),
+        )
+    by_kind = {row.prompts: {"mask_iou": row.mask_iou, "same_answer": row.same_answer} for row in rows[1:]}
+    whole = {"mask_iou": rows[0].mask_iou, "worst_mask_iou": rows[0].worst_mask_iou, "compared": rows[0].sentences}
+    return {**found, **whole, **({"agreement": by_kind} if by_kind else {})}
 
 
 def require(before: Mapping[str, Any], after: Mapping[str, Any], data: str | None, max_drop: float | None) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cris_edge.backends import registry
 from cris_edge.bundle import Bundle
 from cris_edge.errors import CrisEdgeError
-from cris_edge.image import postprocess, preprocess
+from cris_edge.image import Letterbox, postprocess, preprocess
 from cris_edge.metrics import agreement
 from cris_edge.tokenizer import Tokenizer
 from quantization.deploy_network import Predictor as DeployPredictor
@@ -28,16 +29,19 @@ from quantization.quantized_checkpoint import is_quantized, load_quantized
 from runtimes.quantized import in_form
 from training.checkpoint import load_model, read_checkpoint
 from training.data.samples import Source, open_source
-from training.scoring import BundlePredictor, Predictor, TorchPredictor
+from training.scoring import BundlePredictor, Predictor, TorchPredictor, ask
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A runtime compared with PyTorch.
+    """A runtime compared with PyTorch, on all prompts or on those that match something, or nothing, in their image.
+
+    Where nothing matches, networks answer noise, and runtimes agree less on it: the two kinds are judged apart.
 
     Attributes:
         runtime: Its name.
         precision: Precision that it computed in.
+        prompts: "all", "matching" or "not matching".
         sentences: Number of prompts compared.
         logit_scale: Largest absolute logit of PyTorch.
         logit_difference: Largest absolute difference of a logit.
@@ -45,10 +49,13 @@ class Agreement:
         foreground: PyTorch's mean share of mask pixels; near 0 or 1 the comparison means little.
         mask_iou: Mean over the prompts of the IoU with PyTorch's mask on the original image.
         worst_mask_iou: The smallest of these.
+        same_answer: Share of prompts for which both masks are empty, or neither is.
+        presence_difference: Largest difference of the presence; None where it is not computed.
     """
 
     runtime: str
     precision: str
+    prompts: str
     sentences: int
     logit_scale: float
     logit_difference: float
@@ -56,47 +63,99 @@ class Agreement:
     foreground: float
     mask_iou: float
     worst_mask_iou: float
+    same_answer: float
+    presence_difference: float | None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One prompt as PyTorch and one other answer it."""
+
+    matches: bool
+    scale: float
+    largest: float
+    mean: float
+    foreground: float
+    iou: float
+    same_answer: bool
+    presence: float | None
 
 
 def compare(
-    reference: Predictor, others: Sequence[Predictor], source: Source, *, threshold: float, limit: int | None = None
+    reference: Predictor,
+    others: Sequence[Predictor],
+    source: Source,
+    *,
+    threshold: float,
+    min_presence: float = 0.0,
+    limit: int | None = None,
 ) -> list[Agreement]:
-    """Compare predictors with a reference on every prompt of the first `limit` examples of `source`."""
+    """Compare predictors with a reference on every prompt of the first `limit` examples of `source`.
+
+    Returns:
+        A row for all prompts of each predictor; where some match nothing, two more, for either kind alone.
+    """
     count = len(source) if limit is None else min(limit, len(source))
     tokenizer = Tokenizer()
-    scale, foreground = 0.0, []
-    differences: list[list[tuple[float, float]]] = [[] for _ in others]
-    overlaps: list[list[float]] = [[] for _ in others]
+    pairs: list[list[_Pair]] = [[] for _ in others]
     for index in tqdm(range(count), desc="compare", disable=None, unit="image"):
         example = source.load(index, reference.input_size)
         pixels, letterbox = preprocess(example.image, reference.input_size)
         tokens = tokenizer(example.sentences, length=reference.word_len)
-        expected = reference.logits(pixels, tokens)
-        masks = [postprocess(row[None], letterbox) > threshold for row in expected]
-        scale = max(scale, float(np.abs(expected).max()))
-        foreground += [float(mask.mean()) for mask in masks]
+        expected, known = ask(reference, pixels, tokens)
+        masks = _masks(expected, known, letterbox, threshold, min_presence)
         for number, other in enumerate(others):
-            found = other.logits(pixels, tokens)
-            difference = np.abs(found - expected)
-            differences[number].append((float(difference.max()), float(difference.mean())))
-            overlaps[number] += [
-                agreement(postprocess(row[None], letterbox) > threshold, mask)
-                for row, mask in zip(found, masks, strict=True)
-            ]
-    return [
-        Agreement(
-            runtime=other.runtime,
-            precision=other.precision,
-            sentences=len(foreground),
-            logit_scale=scale,
-            logit_difference=max(largest for largest, _ in differences[number]),
-            mean_logit_difference=float(np.mean([mean for _, mean in differences[number]])),
-            foreground=float(np.mean(foreground)),
-            mask_iou=float(np.mean(overlaps[number])),
-            worst_mask_iou=min(overlaps[number]),
-        )
-        for number, other in enumerate(others)
-    ]
+            found, presence = ask(other, pixels, tokens)
+            for row, mask in enumerate(_masks(found, presence, letterbox, threshold, min_presence)):
+                difference = np.abs(found[row] - expected[row])
+                pairs[number].append(
+                    _Pair(
+                        matches=row not in example.absent,
+                        scale=float(np.abs(expected[row]).max()),
+                        largest=float(difference.max()),
+                        mean=float(difference.mean()),
+                        foreground=float(masks[row].mean()),
+                        iou=agreement(mask, masks[row]),
+                        same_answer=bool(mask.any()) == bool(masks[row].any()),
+                        presence=None
+                        if known is None or presence is None
+                        else abs(float(known[row]) - float(presence[row])),
+                    )
+                )
+    rows = []
+    for other, own in zip(others, pairs, strict=True):
+        groups = {"all": own}
+        if absent := [pair for pair in own if not pair.matches]:
+            groups |= {"matching": [pair for pair in own if pair.matches], "not matching": absent}
+        rows += [_summary(other, prompts, group) for prompts, group in groups.items() if group]
+    return rows
+
+
+def _masks(
+    logits: Any, presence: Any, letterbox: Letterbox, threshold: float, min_presence: float
+) -> list[NDArray[np.bool_]]:
+    masks = [postprocess(row[None], letterbox) > threshold for row in logits]
+    if presence is None:
+        return masks
+    return [mask & (level >= min_presence) for mask, level in zip(masks, presence, strict=True)]
+
+
+def _summary(other: Predictor, prompts: str, pairs: Sequence[_Pair]) -> Agreement:
+    presences = [pair.presence for pair in pairs if pair.presence is not None]
+    return Agreement(
+        runtime=other.runtime,
+        precision=other.precision,
+        prompts=prompts,
+        sentences=len(pairs),
+        logit_scale=max(pair.scale for pair in pairs),
+        logit_difference=max(pair.largest for pair in pairs),
+        mean_logit_difference=float(np.mean([pair.mean for pair in pairs])),
+        foreground=float(np.mean([pair.foreground for pair in pairs])),
+        mask_iou=float(np.mean([pair.iou for pair in pairs])),
+        worst_mask_iou=min(pair.iou for pair in pairs),
+        same_answer=float(np.mean([pair.same_answer for pair in pairs])),
+        presence_difference=max(presences) if presences else None,
+    )
 
 
 def predictors(bundle: Path) -> list[BundlePredictor]:
@@ -135,7 +194,8 @@ def main(checkpoint: Path, bundle: Path, data: str, limit: int | None, as_json: 
         source = open_source(data, by_image=True)
         rows = []
         for reference, part in references(checkpoint, others):
-            rows += compare(reference, part, source, threshold=others[0].threshold, limit=limit)
+            levels = {"threshold": others[0].threshold, "min_presence": others[0].min_presence}
+            rows += compare(reference, part, source, **levels, limit=limit)
     except CrisEdgeError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
