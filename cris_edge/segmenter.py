@@ -1,4 +1,4 @@
-"""Segmenter: an image and a sentence in, a mask out."""
+"""Segmenter: segment images by prompt."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from time import perf_counter
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,34 +23,54 @@ from cris_edge.errors import InputError, OptionError, PromptError
 from cris_edge.image import ImageSource, load_image, postprocess, preprocess
 from cris_edge.result import Segmentation
 
-Sentence: TypeAlias = "str | TextFeatures"
+Prompt: TypeAlias = "str | TextFeatures"
+Runtime: TypeAlias = Literal["auto", "openvino", "onnxruntime", "qnn"] | str  # other packages may register more
+Device: TypeAlias = Literal["CPU", "GPU", "NPU", "AUTO"] | str  # each runtime has its own names
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "fp32", "fp16"]
+Hint: TypeAlias = Literal["latency", "throughput"]
 T = TypeVar("T")
+P = ParamSpec("P")
 
-# Sentences kept: a conversation's worth. One of CRIS-R50 takes 230 kB.
-_SENTENCES_KEPT = 32
+# Prompts whose features are cached. One of CRIS-R50 takes 230 kB.
+_CACHED_PROMPTS = 32
 
 logger = logging.getLogger(__name__)
 
 
-class Segmenter:
-    """Finds what a sentence names in an image.
+def _former_keyword(former: str, current: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a method accept the former name of a keyword argument."""
 
-    Several threads may share one. It may be used after `fork`: the child compiles the graphs again at its first call.
-    It is a context manager; `close` frees the graphs.
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        @wraps(method)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            if former in kwargs and current not in kwargs:
+                kwargs[current] = kwargs.pop(former)
+            return method(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+class Segmenter:
+    """Segments images by prompt.
+
+    Safe to share between threads, and usable after `fork`: the child recompiles the graphs at its first call. A context
+    manager; `close` frees the graphs.
 
     Args:
-        model: A model folder, or a `Bundle`; the embedded model by default.
-        runtime: "openvino", "onnxruntime", or one that another package registered; "auto" takes the best one that is
-            installed and that the model holds, and `info` says which and why; or a `Backend` object.
-        device: As the runtime names it: "CPU", "GPU", "NPU", "AUTO", "CUDA", …
-        precision: "auto" is the device's own choice, on a CPU with bfloat16 arithmetic OpenVINO's is that, but for int8
-            models; "float32" forces it; "bfloat16", "float16" where the device has them.
-        threads: Of the processor; None leaves it to the runtime.
-        hint: "latency" for one call at a time, "throughput" for several at once.
-        cache_dir: Where compiled graphs and the record of verified files are kept, so that the next start is faster:
-            a folder, "auto" for the platform's cache folder, None for nowhere.
-        min_presence: In [0, 1]; where the presence of a prompt's object is below, nothing matches: the mask is empty.
-            The bundle's default if None; 0 disables it.
+        model: A bundle's folder, or a `Bundle`; the default model if None.
+        runtime: "openvino", "onnxruntime", "qnn", or a name registered by another package; "auto" chooses the best
+            installed one that the bundle supports, and `info` states which and why; or a `Backend` object.
+        device: Name used by the runtime: "CPU", "GPU", "NPU", "AUTO", "CUDA", …
+        precision: Precision to compute in. "auto" is the device's choice: on a CPU with bfloat16 arithmetic OpenVINO
+            uses it, except for int8 models. "float32" forces it; "bfloat16" and "float16" where the device has them.
+        threads: CPU threads; None leaves the choice to the runtime.
+        hint: "latency" for one call at a time, "throughput" for several in parallel.
+        cache_dir: Where to cache compiled graphs and the record of verified files, for a faster start: a folder, "auto"
+            for the platform's cache folder, None to disable.
+        min_presence: In [0, 1]; a prompt whose presence is below matches nothing: its mask is empty. The bundle's
+            default if None; 0 disables it.
 
     Raises:
         BundleError: The bundle is incomplete or damaged.
@@ -63,11 +83,11 @@ class Segmenter:
         self,
         model: str | os.PathLike[str] | Bundle | None = None,
         *,
-        runtime: str | Backend = "auto",
-        device: str = "CPU",
-        precision: str = "auto",
+        runtime: Runtime | Backend = "auto",
+        device: Device = "CPU",
+        precision: Precision = "auto",
         threads: int | None = None,
-        hint: str = "latency",
+        hint: Hint = "latency",
         cache_dir: str | os.PathLike[str] | None = "auto",
         min_presence: float | None = None,
     ) -> None:
@@ -82,25 +102,25 @@ class Segmenter:
             device=device, precision=long_precision(precision), threads=threads, hint=hint, cache_dir=cache
         )
         self._engine = Engine(self._bundle, runtime, options)
-        self._sentences: OrderedDict[str, TextFeatures] = OrderedDict()
+        self._prompts: OrderedDict[str, TextFeatures] = OrderedDict()
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s", self.info)
 
     @property
     def bundle(self) -> Bundle:
-        """The model."""
+        """The bundle."""
         return self._bundle
 
     @property
     def info(self) -> EngineInfo:
-        """What really runs: runtime, version, device, precision, threads; and why this runtime."""
+        """The runtime, version, device, precision and threads in effect, and why this runtime was chosen."""
         return self._engine.info
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str too; the first overload wins
         self,
         image: ImageSource | ImageFeatures,
-        sentences: Sentence,
+        prompts: Prompt,
         *,
         threshold: float | None = None,
         min_presence: float | None = None,
@@ -111,60 +131,61 @@ class Segmenter:
     def predict(
         self,
         image: ImageSource | ImageFeatures,
-        sentences: Sequence[Sentence],
+        prompts: Sequence[Prompt],
         *,
         threshold: float | None = None,
         min_presence: float | None = None,
         color: str = "rgb",
     ) -> list[Segmentation]: ...
 
+    @_former_keyword("sentences", "prompts")
     def predict(
         self,
         image: ImageSource | ImageFeatures,
-        sentences: Sentence | Sequence[Sentence],
+        prompts: Prompt | Sequence[Prompt],
         *,
         threshold: float | None = None,
         min_presence: float | None = None,
         color: str = "rgb",
     ) -> Segmentation | list[Segmentation]:
-        """Find what each sentence names. Calling the object itself is the same.
+        """Segment what each prompt describes. Calling the object itself is the same.
 
-        With the hint "throughput", several sentences are computed at the same time, `info.parallel` of them.
+        With the hint "throughput", up to `info.parallel` prompts are computed in parallel.
 
         Args:
-            image: An image source (see `cris_edge.image.load_image`), or what `encode_image` gave for it.
-            sentences: A sentence, or several; each as text, or as what `encode_text` gave for it.
-            threshold: In [0, 1]; a pixel is in the mask where its probability is above. The bundle's by default.
-            min_presence: In [0, 1]; nothing matches where the presence is below. The Segmenter's by default.
-            color: "rgb", or "bgr" for arrays as OpenCV has them.
+            image: An image source (see `cris_edge.image.load_image`), or the result of `encode_image`.
+            prompts: A prompt or several, as text or as results of `encode_text`.
+            threshold: In [0, 1]; the mask holds the pixels with a higher probability. The bundle's by default.
+            min_presence: In [0, 1]; a prompt whose presence is below matches nothing. The Segmenter's by default.
+            color: "rgb", or "bgr" for OpenCV arrays.
 
         Returns:
-            A result for one sentence; a list, in their order, for several. Where nothing matches, the mask is empty
-            and the score 0. `timings` holds the seconds that this call spent on this result: what several sentences
-            share is in the first one's, and what was computed before is in none.
+            A result for one prompt; a list in the same order for several. If nothing matches, the mask is empty and
+            the score 0. `timings` holds the seconds spent in this call: shared stages count for the first prompt, and
+            cached ones for none.
 
         Raises:
             ImageError: The image cannot be read.
-            PromptError: A sentence is empty or not text.
+            PromptError: A prompt is empty or not text.
             OptionError: The threshold is not in [0, 1], or `color` is unknown.
             InputError: Features are of another bundle.
             RuntimeFailure: The Segmenter was closed, or the runtime failed.
         """
-        return self._predict(image, sentences, threshold, min_presence, color)
+        return self._predict(image, prompts, threshold, min_presence, color)
 
     def _predict(
         self,
         image: ImageSource | ImageFeatures,
-        sentences: Sentence | Sequence[Sentence],
+        prompts: Prompt | Sequence[Prompt],
         threshold: float | None,
         min_presence: float | None,
         color: str,
         *,
         alone: bool = True,
     ) -> Segmentation | list[Segmentation]:
-        """`predict`; where it is not `alone`, other calls keep the processor busy, and its sentences take turns."""
+        """Implement `predict`; unless `alone`, other calls keep the CPU busy, and prompts run sequentially."""
         level, least = self._threshold(threshold), self._presence(min_presence)
-        texts = [self._text(sentence) for sentence in _several(sentences)]  # first: a bad sentence costs nothing
+        texts = [self._text(prompt) for prompt in _several(prompts)]  # fail on a bad prompt before encoding the image
         spent: Mapping[str, float] = {}
         if isinstance(image, ImageFeatures):
             self._require_ours(image)
@@ -178,58 +199,81 @@ class Segmenter:
             spent = {}
         parallel = min(len(calls), self.info.parallel) if alone and len(calls) > 1 else 1
         results = list(_in_order(calls, parallel))
-        return results[0] if isinstance(sentences, (str, TextFeatures)) else results
+        return results[0] if isinstance(prompts, (str, TextFeatures)) else results
 
     __call__ = predict
 
-    def stream(
+    @overload
+    def stream(  # type: ignore[overload-overlap]  # as for `predict`
         self,
         frames: Iterable[ImageSource],
-        sentences: Sentence | Sequence[Sentence],
+        prompts: Prompt,
         *,
         threshold: float | None = None,
         min_presence: float | None = None,
         color: str = "rgb",
-    ) -> Iterator[Any]:
-        """Find what each sentence names in every frame.
+    ) -> Iterator[Segmentation]: ...
 
-        The sentences are encoded once. Frames are taken when results are, so that memory stays bounded however many
-        there are; with the hint "throughput", `info.parallel` frames are computed at the same time, and one more waits.
+    @overload
+    def stream(
+        self,
+        frames: Iterable[ImageSource],
+        prompts: Sequence[Prompt],
+        *,
+        threshold: float | None = None,
+        min_presence: float | None = None,
+        color: str = "rgb",
+    ) -> Iterator[list[Segmentation]]: ...
+
+    @_former_keyword("sentences", "prompts")
+    def stream(
+        self,
+        frames: Iterable[ImageSource],
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        threshold: float | None = None,
+        min_presence: float | None = None,
+        color: str = "rgb",
+    ) -> Iterator[Segmentation] | Iterator[list[Segmentation]]:
+        """Segment what each prompt describes in every frame.
+
+        Prompts are encoded once. Frames are read as results are consumed, so memory stays bounded; with the hint
+        "throughput", `info.parallel` frames are computed in parallel, and one more waits.
 
         Args:
-            frames: Any iterable of image sources.
-            sentences: As `predict` takes them.
-            threshold: As `predict` takes it.
-            min_presence: As `predict` takes it.
-            color: As `predict` takes it.
+            frames: An iterable of image sources.
+            prompts: As for `predict`.
+            threshold: As for `predict`.
+            min_presence: As for `predict`.
+            color: As for `predict`.
 
         Returns:
-            An iterator that gives for each frame, in their order, what `predict` gives.
+            An iterator over the results of `predict`, in the order of the frames.
 
         Raises:
-            InputError: At once where an argument is wrong, at its turn where a frame is.
+            InputError: Raised immediately for an invalid argument, and by the iterator for an invalid frame.
         """
         self._threshold(threshold)
         self._presence(min_presence)
         if isinstance(frames, (str, bytes, os.PathLike, Mapping)) or not isinstance(frames, Iterable):
             raise InputError(
-                f"frames is {type(frames).__name__}; expected an iterable of images, for instance a generator that "
-                f"reads them from a cv2.VideoCapture."
+                f"frames is {type(frames).__name__}; expected an iterable of images, such as a generator that reads "
+                f"them from a cv2.VideoCapture."
             )
-        texts = [self._text(sentence)[0] for sentence in _several(sentences)]
-        asked: Any = texts[0] if isinstance(sentences, (str, TextFeatures)) else texts
+        texts = [self._text(prompt)[0] for prompt in _several(prompts)]
+        encoded: Any = texts[0] if isinstance(prompts, (str, TextFeatures)) else texts
         parallel = self.info.parallel
 
         def calls() -> Iterator[Callable[[], Any]]:
             for frame in frames:
-                # The caller may put the next frame into the same array while this one waits.
+                # The caller may read the next frame into the same array while this one waits.
                 kept = frame.copy() if parallel > 1 and isinstance(frame, np.ndarray) else frame
-                yield partial(self._predict, kept, asked, threshold, min_presence, color, alone=parallel == 1)
+                yield partial(self._predict, kept, encoded, threshold, min_presence, color, alone=parallel == 1)
 
         return _in_order(calls(), parallel)
 
     def encode_image(self, image: ImageSource, *, color: str = "rgb") -> ImageFeatures:
-        """Pay for an image once, to ask several sentences of it. Arguments and errors are those of `predict`."""
+        """Encode an image once, to use it with several prompts. Arguments and errors are those of `predict`."""
         graphs, manifest, clock = self._engine.graphs, self._bundle.manifest, _Clock()
         rgb = load_image(image, color=color)
         clock.lap("load")
@@ -239,27 +283,28 @@ class Segmenter:
         clock.lap("image_encoder")
         return ImageFeatures(self._bundle.digest, rgb, letterbox, _frozen(tensors), clock.laps)
 
-    def encode_text(self, sentence: str) -> TextFeatures:
-        """Pay for a sentence once, to ask it of several images. The last few sentences are remembered anyway.
+    @_former_keyword("sentence", "prompt")
+    def encode_text(self, prompt: str) -> TextFeatures:
+        """Encode a prompt once, to use it with several images. The most recent prompts are cached anyway.
 
         Raises:
-            PromptError: It is empty or not text.
+            PromptError: The prompt is empty or not text.
             RuntimeFailure: The Segmenter was closed, or the runtime failed.
         """
-        return self._text(sentence)[0]
+        return self._text(prompt)[0]
 
     def logits(self, pixels: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run the network alone.
 
         Args:
-            pixels: (1, 3, S, S) float32, as `cris_edge.image.preprocess` makes them.
-            tokens: (1, L) int64, as `cris_edge.tokenizer.Tokenizer` makes them.
+            pixels: (1, 3, S, S) float32, from `cris_edge.image.preprocess`.
+            tokens: (1, L) int64, from `cris_edge.tokenizer.Tokenizer`.
 
         Returns:
             (1, 1, S/4, S/4) float32, before the sigmoid.
 
         Raises:
-            InputError: An array is of another shape or dtype.
+            InputError: An array has another shape or dtype.
             RuntimeFailure: The Segmenter was closed, or the runtime failed.
         """
         return self.logits_and_presence(pixels, tokens)[0]
@@ -277,9 +322,9 @@ class Segmenter:
         return outputs["logits"], presence_of(outputs, self._bundle.manifest.presence)
 
     def close(self) -> None:
-        """Free the graphs. Calls that are running end as usual; a later one raises `RuntimeFailure`."""
+        """Free the graphs. Running calls finish; later ones raise `RuntimeFailure`."""
         self._engine.close()
-        self._sentences = OrderedDict()
+        self._prompts = OrderedDict()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -290,28 +335,28 @@ class Segmenter:
     def __repr__(self) -> str:
         return f"<Segmenter {'closed' if self._engine.closed else self.info}>"
 
-    def _text(self, sentence: Sentence) -> tuple[TextFeatures, Mapping[str, float]]:
-        """A sentence's features, and the seconds that were spent on them just now."""
-        if isinstance(sentence, TextFeatures):
-            self._require_ours(sentence)
-            return sentence, {}
-        if not isinstance(sentence, str):
-            raise PromptError(f"A sentence is {type(sentence).__name__}; expected text.")
-        graphs, known = self._engine.graphs, self._sentences
+    def _text(self, prompt: Prompt) -> tuple[TextFeatures, Mapping[str, float]]:
+        """Return a prompt's features and the seconds spent on them in this call."""
+        if isinstance(prompt, TextFeatures):
+            self._require_ours(prompt)
+            return prompt, {}
+        if not isinstance(prompt, str):
+            raise PromptError(f"A prompt is {type(prompt).__name__}; expected text.")
+        graphs, cached = self._engine.graphs, self._prompts
         with self._engine.lock:
-            if sentence in known:
-                known.move_to_end(sentence)
-                return known[sentence], {}
+            if prompt in cached:
+                cached.move_to_end(prompt)
+                return cached[prompt], {}
         clock = _Clock()
-        tokens = self._bundle.tokenizer(sentence, length=self._bundle.manifest.word_len)
+        tokens = self._bundle.tokenizer(prompt, length=self._bundle.manifest.word_len)
         clock.lap("tokenize")
         tensors = graphs.text_encoder({"tokens": tokens})
         clock.lap("text_encoder")
-        features = TextFeatures(self._bundle.digest, sentence, tokens, _frozen(tensors), clock.laps)
+        features = TextFeatures(self._bundle.digest, prompt, tokens, _frozen(tensors), clock.laps)
         with self._engine.lock:
-            known[sentence] = features
-            if len(known) > _SENTENCES_KEPT:
-                known.popitem(last=False)
+            cached[prompt] = features
+            if len(cached) > _CACHED_PROMPTS:
+                cached.popitem(last=False)
         return features, features.timings
 
     def _decode(
@@ -331,7 +376,7 @@ class Segmenter:
         return Segmentation(
             probability,
             image.image,
-            text.text,
+            text.prompt,
             threshold=threshold,
             timings=clock.laps,
             presence=presence,
@@ -342,7 +387,7 @@ class Segmenter:
         if given is None:
             return self._bundle.manifest.threshold
         if isinstance(given, bool) or not isinstance(given, (int, float, np.floating)) or not 0 <= given <= 1:
-            raise OptionError(f"The threshold is {given!r}; expected a probability, a number in [0, 1].")
+            raise OptionError(f"The threshold is {given!r}; expected a number in [0, 1].")
         return float(given)
 
     def _presence(self, given: float | None) -> float:
@@ -368,7 +413,7 @@ class Segmenter:
 
 
 class _Clock:
-    """Seconds between the ends of stages."""
+    """Measures the seconds of consecutive stages."""
 
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
         self.laps = dict(before or {})
@@ -381,14 +426,14 @@ class _Clock:
 
 
 def _frozen(tensors: dict[str, Array]) -> dict[str, Array]:
-    """The same, read-only: features are shared between calls."""
+    """Make features read-only, because calls share them."""
     for array in tensors.values():
         array.setflags(write=False)
     return tensors
 
 
 def _in_order(calls: Iterable[Callable[[], T]], parallel: int) -> Iterator[T]:
-    """What the calls return, in their order; `parallel` of them run at the same time, and one more waits."""
+    """Yield the results of calls in order; `parallel` of them run in parallel, and one more waits."""
     if parallel == 1:
         for call in calls:
             yield call()
@@ -409,15 +454,15 @@ def _in_order(calls: Iterable[Callable[[], T]], parallel: int) -> Iterator[T]:
                 future.cancel()
 
 
-def _several(sentences: object) -> list[Any]:
-    """The sentences as a list, one or several."""
-    if isinstance(sentences, (str, TextFeatures)):
-        return [sentences]
-    if isinstance(sentences, (bytes, Mapping)) or not isinstance(sentences, Iterable):
-        raise PromptError(f"The sentence is {type(sentences).__name__}; expected text, or a list of texts.")
-    several = list(sentences)
+def _several(prompts: object) -> list[Any]:
+    """Return one prompt or several as a list."""
+    if isinstance(prompts, (str, TextFeatures)):
+        return [prompts]
+    if isinstance(prompts, (bytes, Mapping)) or not isinstance(prompts, Iterable):
+        raise PromptError(f"The prompt is {type(prompts).__name__}; expected text, or a list of texts.")
+    several = list(prompts)
     if not several:
-        raise PromptError("No sentence was given; expected at least one.")
+        raise PromptError("No prompt was given; expected at least one.")
     return several
 
 

@@ -37,14 +37,19 @@ class TextFeatures:
 
     Attributes:
         bundle: Digest of the bundle; a `Segmenter` with another bundle refuses the features.
-        text: The prompt, as given.
+        prompt: The prompt, as given.
         tokens: (1, L) int64.
         tensors: Outputs of the text encoder, by name.
         timings: Seconds per stage.
     """
 
     bundle: str
-    text: str
+    prompt: str
     tokens: NDArray[np.int64] = field(repr=False)
     tensors: Mapping[str, Array] = field(repr=False)
     timings: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def text(self) -> str:
+        """The former name of `prompt`."""
+        return self.prompt

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cris_edge.segmenter import Precision
+
 PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not checked"
 _EMULATED = 5_000_000_000  # multiply-accumulates per pair that an NPU's emulator computes within a minute
 _FLOAT32_TOLERANCE = 1e-3  # absolute, of logits: the limit of every export
@@ -114,7 +116,8 @@ def _check_runtime(bundle: Bundle, golden: Golden, runtime: str) -> list[Check]:
     if runtime == "qnn":
         return [_check_npu(bundle, golden, runtime)]
     checks: list[Check] = []
-    for asked in ("float32", "auto"):
+    requested: tuple[Precision, ...] = ("float32", "auto")
+    for asked in requested:
         check = _check(bundle, golden, runtime, asked, {check.precision for check in checks})
         if check is not None:
             checks.append(check)
@@ -151,7 +154,7 @@ def _check_npu(bundle: Bundle, golden: Golden, runtime: str) -> Check:
 
 
 def _check(
-    bundle: Bundle, golden: Golden, runtime: str, asked: str, seen: set[str], device: str = "CPU"
+    bundle: Bundle, golden: Golden, runtime: str, asked: Precision, seen: set[str], device: str = "CPU"
 ) -> Check | None:
     """Run the golden pairs; None if the resulting precision was `seen` before."""
     import numpy as np

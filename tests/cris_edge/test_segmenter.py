@@ -60,7 +60,7 @@ def half(side: str) -> NDArray[np.bool_]:
     return mask
 
 
-def test_the_sentence_decides(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+def test_the_prompt_selects_the_object(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     red, blue = segmenter(image, "the red one"), segmenter(image, "something blue")
     assert isinstance(red, Segmentation)
     assert iou(red.mask, half("left")) > 0.85
@@ -70,14 +70,14 @@ def test_the_sentence_decides(segmenter: Segmenter, image: NDArray[np.uint8]) ->
     assert red.probability.shape == (HEIGHT, WIDTH)
 
 
-def test_nothing_that_matches_is_an_answer(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+def test_no_match_is_a_result(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     result = segmenter(image, "green")
     assert result.empty
     assert result.score == 0.0
     assert result.box is None
 
 
-def test_several_sentences_give_a_list_in_their_order(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+def test_several_prompts_give_a_list_in_order(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     results = segmenter(image, ["blue", "green", "red", "blue"])
     assert [result.prompt for result in results] == ["blue", "green", "red", "blue"]
     assert (results[0].mask == results[3].mask).all()
@@ -85,7 +85,7 @@ def test_several_sentences_give_a_list_in_their_order(segmenter: Segmenter, imag
     assert segmenter(image, ("red",))[0].prompt == "red"
 
 
-def test_features_give_what_the_image_gives(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+def test_features_give_the_same_result_as_the_image(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     direct = segmenter(image, "red")
     scene, text = segmenter.encode_image(image), segmenter.encode_text("red")
     for result in (
@@ -102,7 +102,7 @@ def test_features_give_what_the_image_gives(segmenter: Segmenter, image: NDArray
     assert (segmenter(*kept).mask == direct.mask).all()
 
 
-def test_every_image_source_will_do(segmenter: Segmenter, image: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_every_image_source_works(segmenter: Segmenter, image: NDArray[np.uint8], tmp_path: Path) -> None:
     import cv2
 
     path = tmp_path / "photo.png"
@@ -115,7 +115,7 @@ def test_every_image_source_will_do(segmenter: Segmenter, image: NDArray[np.uint
     assert segmenter(image[:1, :1], "red").mask.shape == (1, 1)
 
 
-def test_timings_say_what_was_paid(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
+def test_timings_are_those_of_the_call(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
     segmenter = Segmenter(tiny, runtime=runtime)
     every = ["load", "preprocess", "image_encoder", "tokenize", "text_encoder", "mask_decoder", "postprocess"]
     first, second = segmenter(image, ["red", "blue"])
@@ -126,7 +126,7 @@ def test_timings_say_what_was_paid(tiny: Path, runtime: str, image: NDArray[np.u
     assert all(0 <= seconds < 10 for seconds in first.timings.values())
 
 
-def test_the_last_sentences_are_remembered(segmenter: Segmenter) -> None:
+def test_recent_prompts_are_cached(segmenter: Segmenter) -> None:
     first = segmenter.encode_text("red")
     assert segmenter.encode_text("red") is first
     for number in range(31):
@@ -137,7 +137,7 @@ def test_the_last_sentences_are_remembered(segmenter: Segmenter) -> None:
     assert segmenter.encode_text("red") is not first
 
 
-def test_the_threshold_decides(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+def test_the_threshold_determines_the_area(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     areas = [segmenter(image, "red", threshold=threshold).area for threshold in (0.0, 0.05, 0.35, 0.9, 1.0)]
     assert areas == sorted(areas, reverse=True)
     assert areas[0] > areas[2] > areas[4]
@@ -145,18 +145,29 @@ def test_the_threshold_decides(segmenter: Segmenter, image: NDArray[np.uint8]) -
     assert segmenter(image, "red", threshold=np.float32(0.5)).threshold == 0.5
 
 
+def test_former_keywords_still_work(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+    features = segmenter.encode_text(sentence="red")  # type: ignore[call-arg]
+    assert features.text == features.prompt == "red"
+    former: Any = {"sentences": "red"}
+    assert segmenter(image, **former).prompt == segmenter.predict(image, **former).prompt == "red"
+    (result,) = segmenter.stream([image], **former)
+    assert result.prompt == "red"
+    with pytest.raises(TypeError, match="multiple values for argument 'prompts'"):
+        segmenter(image, "blue", **former)
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan"), "0.5", True, float("inf")])
 def test_impossible_thresholds_are_refused(segmenter: Segmenter, image: NDArray[np.uint8], threshold: Any) -> None:
-    with pytest.raises(OptionError, match=r"expected a probability, a number in \[0, 1\]"):
+    with pytest.raises(OptionError, match=r"expected a number in \[0, 1\]"):
         segmenter(image, "red", threshold=threshold)
 
 
-def test_bad_sentences_are_refused_before_the_image_is_read(segmenter: Segmenter) -> None:
+def test_bad_prompts_are_refused_before_the_image_is_read(segmenter: Segmenter) -> None:
     for sentences in ("", "  ", ["red", ""]):
         with pytest.raises(PromptError):
             segmenter("no such file", sentences)
     for sentences in ([], ()):
-        with pytest.raises(PromptError, match="No sentence was given"):
+        with pytest.raises(PromptError, match="No prompt was given"):
             segmenter("no such file", sentences)
     for sentences in (3, None, b"red", {"red": 1}, [3], ["red", None]):
         with pytest.raises(PromptError, match="expected text"):
@@ -165,7 +176,7 @@ def test_bad_sentences_are_refused_before_the_image_is_read(segmenter: Segmenter
         segmenter("no such file", "red")
 
 
-def test_a_sentence_that_is_cut_is_told(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+def test_a_truncated_prompt_gives_a_warning(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     with pytest.warns(PromptWarning, match="was truncated"):
         result = segmenter(image, "the red one " + "and so on " * 20)
     assert iou(result.mask, half("left")) > 0.85
@@ -184,7 +195,7 @@ def test_features_of_another_bundle_are_refused(
         segmenter.stream([image], text)
 
 
-def test_features_go_from_one_runtime_to_the_other(tiny: Path, image: NDArray[np.uint8]) -> None:
+def test_features_work_in_another_runtime(tiny: Path, image: NDArray[np.uint8]) -> None:
     for name in ("onnxruntime", "openvino"):
         pytest.importorskip(name)
     with Segmenter(tiny, runtime="onnxruntime") as one, Segmenter(tiny, runtime="openvino", precision="float32") as two:
@@ -192,7 +203,7 @@ def test_features_go_from_one_runtime_to_the_other(tiny: Path, image: NDArray[np
     np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5)
 
 
-def test_logits_are_those_of_the_reference(tiny: Path, runtime: str) -> None:
+def test_logits_equal_the_reference(tiny: Path, runtime: str) -> None:
     with Segmenter(tiny, runtime=runtime, precision="float32") as segmenter:
         golden = segmenter.bundle.golden()
         for image, tokens, expected in zip(golden.images, golden.tokens, golden.logits, strict=True):
@@ -201,7 +212,7 @@ def test_logits_are_those_of_the_reference(tiny: Path, runtime: str) -> None:
             np.testing.assert_allclose(found[0], expected, atol=1e-4)
 
 
-def test_logits_take_arrays_of_their_shape_alone(segmenter: Segmenter) -> None:
+def test_logits_refuse_arrays_of_other_shapes(segmenter: Segmenter) -> None:
     pixels, tokens = np.zeros((1, 3, 128, 128), np.float32), np.zeros((1, 17), np.int64)
     segmenter.logits(pixels[:, :, ::-1], tokens)  # of any strides
     with pytest.raises(InputError, match=r"pixels is float64\[1, 3, 128, 128\]; expected float32"):
@@ -212,7 +223,7 @@ def test_logits_take_arrays_of_their_shape_alone(segmenter: Segmenter) -> None:
         segmenter.logits(pixels, [[0] * 17])  # type: ignore[arg-type]
 
 
-def test_info_says_what_runs_and_why(tiny: Path, runtime: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_info_describes_the_runtime_in_effect(tiny: Path, runtime: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "cris_edge"), Segmenter(tiny, runtime=runtime, threads=1) as segmenter:
         info = segmenter.info
     assert (info.runtime, info.device, info.threads, info.model) == (runtime, "CPU", 1, "tiny")
@@ -222,7 +233,7 @@ def test_info_says_what_runs_and_why(tiny: Path, runtime: str, caplog: pytest.Lo
     assert str(info) in caplog.text
 
 
-def test_auto_says_which_and_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_states_its_choice(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("onnxruntime", "openvino"):
         pytest.importorskip(name)
     with Segmenter(tiny) as segmenter:
@@ -236,7 +247,7 @@ def test_auto_says_which_and_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
         Segmenter(tiny, runtime="openvino")
 
 
-def test_what_cannot_be_had_is_refused_at_once(tiny: Path, tmp_path: Path, runtime: str) -> None:
+def test_unavailable_options_are_refused_immediately(tiny: Path, tmp_path: Path, runtime: str) -> None:
     with pytest.raises(BundleError, match="There is no bundle"):
         Segmenter(tmp_path / "nowhere")
     with pytest.raises(OptionError, match="no graphs for the runtime 'tensorflow'"):
@@ -249,7 +260,7 @@ def test_what_cannot_be_had_is_refused_at_once(tiny: Path, tmp_path: Path, runti
         Segmenter(tiny, runtime=runtime, threads=0)
 
 
-def test_a_bundle_may_be_given(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
+def test_a_bundle_is_accepted(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
     bundle = Bundle.open(tiny)
     with Segmenter(bundle, runtime=runtime, cache_dir=None) as segmenter:
         assert segmenter.bundle is bundle
@@ -257,7 +268,7 @@ def test_a_bundle_may_be_given(tiny: Path, runtime: str, image: NDArray[np.uint8
         assert not segmenter(image, "red").empty
 
 
-def test_openvino_keeps_what_it_compiled_in_the_folder_given(tiny: Path, tmp_path: Path) -> None:
+def test_openvino_caches_compiled_graphs_in_the_folder(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     with Segmenter(tiny, runtime="openvino", cache_dir=tmp_path) as segmenter:
         assert segmenter.info.cache_dir == tmp_path.resolve() / "compiled" / segmenter.bundle.digest[:16]
@@ -273,7 +284,7 @@ def test_without_a_cache_nothing_is_written(tiny: Path, runtime: str, tmp_path: 
     assert sorted(cache.rglob("*")) == before
 
 
-def test_after_close_nothing_runs(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
+def test_a_closed_segmenter_refuses_calls(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
     segmenter = Segmenter(tiny, runtime=runtime)
     scene, text = segmenter.encode_image(image), segmenter.encode_text("red")
     frames = segmenter.stream([image], "red")
@@ -295,7 +306,7 @@ def test_after_close_nothing_runs(tiny: Path, runtime: str, image: NDArray[np.ui
             call()
 
 
-def test_a_segmenter_that_is_forgotten_is_freed(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
+def test_an_unreferenced_segmenter_is_freed(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
     segmenter = Segmenter(tiny, runtime=runtime)
     segmenter(image, "red")
     gone = weakref.ref(segmenter)
@@ -329,7 +340,7 @@ def test_several_threads_share_one(segmenter: Segmenter, image: NDArray[np.uint8
     assert not failures
 
 
-def test_closing_while_others_compute_does_no_harm(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
+def test_closing_during_calls_is_safe(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
     segmenter = Segmenter(tiny, runtime=runtime)
     segmenter(image, "red")
     outcomes: list[object] = []
@@ -378,14 +389,14 @@ def test_a_stream_keeps_order_and_bounds_memory(tiny: Path, runtime: str, hint: 
         stream.close()  # type: ignore[attr-defined]
 
 
-def test_a_stream_of_one_sentence_gives_one_result_a_frame(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+def test_a_stream_with_one_prompt_gives_one_result_per_frame(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     results = list(segmenter.stream([image, image], "red", threshold=0.5))
     assert [type(result) for result in results] == [Segmentation, Segmentation]
     assert results[0].threshold == 0.5
     assert list(segmenter.stream([], "red")) == []
 
 
-def test_a_stream_tells_what_is_wrong_at_once_or_at_its_turn(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
+def test_a_stream_reports_errors_immediately_or_in_order(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
     for frames in ("clip.mp4", Path("clip.mp4"), b"clip", 3, None):
         with pytest.raises(InputError, match="expected an iterable of images"):
             segmenter.stream(frames, "red")  # type: ignore[arg-type]
@@ -433,7 +444,7 @@ class Constant:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), -1e30])
-def test_a_network_that_goes_astray_finds_nothing(tiny: Path, image: NDArray[np.uint8], value: float) -> None:
+def test_infinite_and_nan_logits_find_nothing(tiny: Path, image: NDArray[np.uint8], value: float) -> None:
     result = Segmenter(tiny, runtime=Constant(value))(image, "red")
     assert result.empty
     assert result.score == 0.0
@@ -469,7 +480,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 
 @needs_fork
 @pytest.mark.parametrize("hint", ["latency", "throughput"])
-def test_a_forked_child_may_go_on(tiny: Path, runtime: str, hint: str, image: NDArray[np.uint8]) -> None:
+def test_a_forked_child_may_continue(tiny: Path, runtime: str, hint: str, image: NDArray[np.uint8]) -> None:
     with Segmenter(tiny, runtime=runtime, hint=hint) as segmenter:
         scene, expected = segmenter.encode_image(image), segmenter(image, ["red", "blue"])
 
@@ -486,7 +497,7 @@ def test_a_forked_child_may_go_on(tiny: Path, runtime: str, hint: str, image: ND
 
 
 @needs_fork
-def test_a_forked_child_may_close_and_make_its_own(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
+def test_a_forked_child_may_close_and_create_its_own(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
     with Segmenter(tiny, runtime=runtime) as segmenter:
         expected = segmenter(image, "red").mask
 
@@ -519,9 +530,7 @@ def test_a_fork_while_threads_hold_the_lock(tiny: Path, runtime: str, image: NDA
 
 
 @needs_fork
-def test_a_given_backend_does_not_survive_a_fork_and_says_so(
-    tiny: Path, runtime: str, image: NDArray[np.uint8]
-) -> None:
+def test_a_given_backend_does_not_survive_a_fork(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
     segmenter = Segmenter(tiny, runtime=registry.create(runtime))
     error = _in_a_fork(lambda: segmenter(image, "red"))
     assert isinstance(error, RuntimeFailure)
@@ -530,7 +539,7 @@ def test_a_given_backend_does_not_survive_a_fork_and_says_so(
 
 
 @needs_fork
-def test_a_forked_interpreter_ends_by_itself(tiny: Path, runtime: str, tmp_path: Path) -> None:
+def test_a_forked_interpreter_exits(tiny: Path, runtime: str, tmp_path: Path) -> None:
     """A child of os.fork, unlike one of multiprocessing, frees everything at its end: nothing there may wait."""
     import subprocess
 
