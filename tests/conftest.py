@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Set before anything imports torch: the tests are many small products, which more threads only slow down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Set before a test imports ONNX Runtime, which otherwise sends telemetry from its import on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# Hypothesis fails an example that takes more than 200 ms, which happens on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
