@@ -11,14 +11,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cris_edge.media.sources import open_source
     from cris_edge.result import Segmentation
     from cris_edge.segmenter import Segmenter
 
-__all__ = ["Segmentation", "Segmenter", "__version__"]
+__all__ = ["Segmentation", "Segmenter", "__version__", "open_source"]
 
 __version__ = "0.1.0"
 
-_MODULES = {"Segmentation": "cris_edge.result", "Segmenter": "cris_edge.segmenter"}
+_MODULES = {
+    "Segmentation": "cris_edge.result",
+    "Segmenter": "cris_edge.segmenter",
+    "open_source": "cris_edge.media.sources",
+}
 
 
 def __getattr__(name: str) -> object:

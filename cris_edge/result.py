@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.errors import InputError, OptionError
+from cris_edge.errors import InputError, OptionError, RuntimeMissingError
 from cris_edge.files import write_whole
 from cris_edge.image import THRESHOLD
+from cris_edge.image.coco import annotation as coco_annotation
 from cris_edge.image.coco import encode_rle
 from cris_edge.image.overlay import draw_overlay
 
@@ -55,6 +56,8 @@ class Segmentation:
         timings: seconds per stage.
         presence: how likely the prompt's object is in the image, in [0, 1]; None where the model does not know.
         min_presence: the mask is empty where the presence is below.
+        index: number of the frame in its source; None for a single image.
+        seconds: time of the frame; None for a single image.
 
     Attributes:
         mask: (H, W) bool; of several objects, their union.
@@ -64,6 +67,8 @@ class Segmentation:
         threshold: as given.
         presence: as given.
         min_presence: as given.
+        index: as given.
+        seconds: as given.
         timings: seconds per stage, by name; read-only.
     """
 
@@ -77,6 +82,8 @@ class Segmentation:
         timings: Mapping[str, float] | None = None,
         presence: float | None = None,
         min_presence: float = 0.0,
+        index: int | None = None,
+        seconds: float | None = None,
     ) -> None:
         if not math.isfinite(threshold):
             raise OptionError(f"the threshold is {threshold!r}, expected a number between 0 and 1")
@@ -87,6 +94,7 @@ class Segmentation:
             self.mask = np.zeros_like(self.mask)
         self.presence = presence
         self.min_presence = float(min_presence)
+        self.index, self.seconds = index, seconds
         self.probability: NDArray[np.float32] = np.clip(probability, 0, 1)
         self.image = image
         self.prompt = prompt
@@ -157,18 +165,81 @@ class Segmentation:
             found.append(Instance(labels == number + 1, box, int(areas[number])))
         return found
 
+    def with_probability(self, probability: NDArray[np.float32]) -> Segmentation:
+        """Return the same result with other probabilities, (H, W) float32."""
+        return Segmentation(
+            probability,
+            self.image,
+            self.prompt,
+            threshold=self.threshold,
+            timings=self.timings,
+            presence=self.presence,
+            min_presence=self.min_presence,
+            index=self.index,
+            seconds=self.seconds,
+        )
+
     def polygons(self) -> list[NDArray[np.int32]]:
-        """Outlines of the mask's parts, the largest first.
+        """Return the outlines of the mask's parts and of their holes, the largest first.
 
         Returns:
-            (N, 2) arrays of x, y: the centres of the pixels along the outside of a part, N at least 3. Holes are not
-            cut out, and parts thinner than a polygon (one pixel, one straight line) are left out; `rle` is exact.
+            (N, 2) arrays of x, y, N at least 1: pixel centres along the edge. ``cv2.fillPoly`` of all at once gives
+            the mask back.
         """
         import cv2
 
-        outlines, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        parts = [np.asarray(outline, np.int32).reshape(-1, 2) for outline in outlines if len(outline) >= 3]
-        return sorted(parts, key=cv2.contourArea, reverse=True)
+        rings, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        return sorted((np.asarray(ring, np.int32).reshape(-1, 2) for ring in rings), key=cv2.contourArea, reverse=True)
+
+    def to_yolo(self, category: int) -> list[str]:
+        """Return the mask as lines of a YOLO segmentation label: the category, then x and y as fractions of the image.
+
+        Parts with fewer than three corners and holes are left out, because the format has neither.
+        """
+        import cv2
+
+        height, width = self.mask.shape
+        rings, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        lines = []
+        for ring in rings:
+            if len(ring) >= 3:
+                corners = (np.asarray(ring, np.float64).reshape(-1, 2) + 0.5) / (width, height)
+                lines.append(" ".join([str(category), *(f"{value:.6f}" for value in corners.ravel())]))
+        return lines
+
+    def to_coco(self, number: int = 1, *, image: int = 1, category: int = 1) -> dict[str, Any] | None:
+        """Return an annotation of COCO, with the mask as RLE; None if the mask is empty.
+
+        Args:
+            number: The annotation's id.
+            image: The image's id.
+            category: The category's id.
+        """
+        return None if self.empty else coco_annotation(self.to_dict(), number, image, category)
+
+    def to_supervision(self) -> Any:
+        """Return a ``supervision.Detections`` with this mask, or without any if the mask is empty.
+
+        Raises:
+            RuntimeMissingError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise RuntimeMissingError("supervision is not installed; pip install supervision.") from error
+        if self.box is None:
+            return supervision.Detections.empty()
+        return supervision.Detections(
+            xyxy=np.array([self.box], np.float32),
+            mask=self.mask[None],
+            confidence=np.array([self.score], np.float32),
+            class_id=np.array([0]),
+            data={"class_name": np.array([self.prompt])},
+        )
+
+    def cutout(self) -> NDArray[np.uint8]:
+        """The image with everything outside the mask transparent: (H, W, 4) uint8 RGBA, a new array."""
+        return np.dstack((self.image, self.mask.view(np.uint8) * np.uint8(255)))
 
     def rle(self) -> dict[str, Any]:
         """The mask as COCO RLE: ``{"size": [H, W], "counts": text}``, which `pycocotools` and JSON both take."""
@@ -184,7 +255,8 @@ class Segmentation:
 
         Args:
             path: ends in .png, .jpg, .jpeg or .webp; an existing file is replaced.
-            what: "overlay", or "mask" (255 inside, 0 outside; .png only, because other formats blur its edge).
+            what: "overlay"; "mask" (255 inside, 0 outside; .png only, since other formats blur its edge); or "cutout",
+                the image with everything else transparent (.png only).
 
         Returns:
             The path.
@@ -196,13 +268,16 @@ class Segmentation:
         import cv2
 
         target = Path(path)
-        if what not in ("overlay", "mask"):
-            raise OptionError(f'what is {what!r}, expected "overlay" or "mask"')
-        endings = _LOSSLESS if what == "mask" else _FORMATS
+        if what not in ("overlay", "mask", "cutout"):
+            raise OptionError(f'what is {what!r}, expected "overlay", "mask" or "cutout"')
+        endings = _FORMATS if what == "overlay" else _LOSSLESS
         if target.suffix.lower() not in endings:
             ends = " or ".join(endings)
             raise OptionError(f"the {what} cannot be written to {str(target)!r}: its name must end in {ends}")
-        picture = self.mask.view(np.uint8) * np.uint8(255) if what == "mask" else self.overlay()[:, :, ::-1]
+        if what == "mask":
+            picture = self.mask.view(np.uint8) * np.uint8(255)
+        else:  # OpenCV writes BGR and BGRA
+            picture = self.overlay()[:, :, ::-1] if what == "overlay" else self.cutout()[:, :, [2, 1, 0, 3]]
         try:
             done, encoded = cv2.imencode(target.suffix.lower(), np.ascontiguousarray(picture))
         except cv2.error as error:
@@ -227,6 +302,8 @@ class Segmentation:
             "min_presence": self.min_presence,
             "mask": self.rle(),
             "timings": dict(self.timings),
+            **({} if self.index is None else {"index": self.index}),
+            **({} if self.seconds is None else {"seconds": self.seconds}),
         }
 
     def __repr__(self) -> str:

@@ -281,7 +281,10 @@ class Segmenter:
         clock.lap("preprocess")
         tensors = graphs.image_encoder({"image": pixels})
         clock.lap("image_encoder")
-        return ImageFeatures(self._bundle.digest, rgb, letterbox, _frozen(tensors), clock.laps)
+        index, seconds = getattr(image, "index", None), getattr(image, "seconds", None)
+        if not isinstance(index, int):  # `str` has a method of that name
+            index = seconds = None
+        return ImageFeatures(self._bundle.digest, rgb, letterbox, _frozen(tensors), clock.laps, index, seconds)
 
     @_former_keyword("sentence", "prompt")
     def encode_text(self, prompt: str) -> TextFeatures:
@@ -381,6 +384,8 @@ class Segmenter:
             timings=clock.laps,
             presence=presence,
             min_presence=min_presence,
+            index=image.index,
+            seconds=image.seconds,
         )
 
     def _threshold(self, given: float | None) -> float:

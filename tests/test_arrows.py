@@ -36,12 +36,14 @@ ROOMS = (
 
 # Optional libraries, and the one file of the SDK that imports each, inside a function.
 OPTIONAL = {
+    "av": "cris_edge/media/clips.py",
     "PIL": "cris_edge/image/decoding.py",
     "onnxruntime": "cris_edge/backends/ort.py",
     "onnxruntime_qnn": "cris_edge/backends/qnn.py",
     "openvino": "cris_edge/backends/ov.py",
     "prometheus_client": "cris_edge/serve/monitoring.py",
     "python_multipart": "cris_edge/serve/app.py",
+    "supervision": "cris_edge/result.py",
     "starlette": "cris_edge/serve/app.py",
     "uvicorn": "cris_edge/serve/server.py",
 }

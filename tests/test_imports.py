@@ -15,6 +15,7 @@ PUBLIC = [
     "Segmentation",
     "Segmenter",
     "__version__",
+    "open_source",
 ]
 
 # Libraries that `import cris_edge` must not load: training, runtimes, and slow imports.

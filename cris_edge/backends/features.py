@@ -22,6 +22,8 @@ class ImageFeatures:
         letterbox: Position of the original in the network's input.
         tensors: Outputs of the image encoder, by name.
         timings: Seconds per stage.
+        index: Number of the frame in its source, if it has one.
+        seconds: Time of the frame, if it has one.
     """
 
     bundle: str
@@ -29,6 +31,8 @@ class ImageFeatures:
     letterbox: Letterbox
     tensors: Mapping[str, Array] = field(repr=False)
     timings: Mapping[str, float] = field(default_factory=dict, repr=False)
+    index: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,9 @@ class Program(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command and exit with its status."""
         run: Any = super().main
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a console of few characters is no reason to fail
+                stream.reconfigure(errors="backslashreplace")
         if not extra.pop("standalone_mode", True):
             return run(*args, standalone_mode=False, **extra)
         try:

@@ -179,3 +179,25 @@ def _unpack(text: str | bytes) -> NDArray[np.int64]:
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
+
+
+def annotation(row: Mapping[str, Any], number: int, image: int, category: int) -> dict[str, Any]:
+    """An annotation of COCO from the dictionary of a result.
+
+    Args:
+        row: The result, whose mask is not empty.
+        number: The annotation's id.
+        image: The image's id.
+        category: The category's id.
+    """
+    x_min, y_min, x_max, y_max = row["box"]
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "segmentation": row["mask"],
+        "area": row["area"],
+        "bbox": [x_min, y_min, x_max - x_min, y_max - y_min],
+        "iscrowd": 0,
+        "score": row["score"],
+    }

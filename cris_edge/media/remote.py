@@ -8,7 +8,6 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from cris_edge import __version__
 from cris_edge.errors import ImageError
 
 MAX_BYTES = 64 << 20
@@ -39,7 +38,7 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> 
     Raises:
         ImageError: Nothing can be fetched, or more than `max_bytes`.
     """
-    request = Request(url, headers={"User-Agent": f"cris-edge/{__version__}"})
+    request = Request(url, headers={"User-Agent": "cris-edge"})
     too_large = f"{url} has more than {max_bytes:,} bytes; download it and make it smaller."
     try:
         with build_opener(_Redirects).open(request, timeout=timeout) as answer:

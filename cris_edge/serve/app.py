@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 _PAGE = Path(__file__).parent / "page"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
-_OPTIONS = ("threshold",)
+_OPTIONS = ("threshold", "min_presence")
 _SECURITY = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -62,6 +62,7 @@ class _Question:
     prompts: list[str]
     mask_format: str
     threshold: float | None
+    min_presence: float | None
 
 
 class Service:
@@ -278,7 +279,9 @@ class Service:
 
     def _answer(self, features: ImageFeatures, question: _Question) -> list[dict[str, Any]]:
         """Runs on a worker."""
-        results = self._segmenter.predict(features, question.prompts, threshold=question.threshold)
+        results = self._segmenter.predict(
+            features, question.prompts, threshold=question.threshold, min_presence=question.min_presence
+        )
         for result in results:
             self._monitoring.prediction(result.timings)
         return [reply(result, question.mask_format) for result in results]
@@ -355,7 +358,9 @@ class Service:
         if len(prompts) > self._limits.prompts:
             raise PromptError(f"The request has {len(prompts)} prompts, and at most {self._limits.prompts} are taken.")
         options = {name: _number(name, fields[name]) for name in _OPTIONS if fields.get(name) is not None}
-        return _Question(prompts, check_format(fields.get("format", "rle")), options.get("threshold"))
+        return _Question(
+            prompts, check_format(fields.get("format", "rle")), **{name: options.get(name) for name in _OPTIONS}
+        )
 
     def _check_image(self, data: bytes) -> None:
         """Refuse what is not an image or has too many pixels, before anything is decoded."""

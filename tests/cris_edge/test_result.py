@@ -80,7 +80,7 @@ def test_one_pixel() -> None:
     found = Segmentation(np.ones((1, 1), np.float32), np.zeros((1, 1, 3), np.uint8), "x")
     assert found.box == (0.0, 0.0, 1.0, 1.0)
     assert found.overlay().shape == (1, 1, 3)
-    assert found.polygons() == []
+    assert [ring.tolist() for ring in found.polygons()] == [[[0, 0]]]
     assert decode_rle(found.rle()).all()
 
 
@@ -95,20 +95,68 @@ def test_the_probability_fits_the_image() -> None:
         Segmentation(np.zeros((3, 4), np.float32), np.zeros((4, 3, 3), np.uint8), "x")
 
 
-def test_polygons_are_the_outside_of_the_parts() -> None:
+def test_polygons_are_the_outlines_of_parts_and_holes() -> None:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[5:15, 5:15] = True
     mask[20:50, 30:80] = True
     mask[30:40, 40:60] = False  # a hole
     mask[55, 3] = True  # a speck
-    parts = result(mask).polygons()
-    assert [part.shape for part in parts] == [(4, 2), (4, 2)]
-    assert sorted(map(tuple, parts[0].tolist())) == [(30, 20), (30, 49), (79, 20), (79, 49)]
-    assert parts[0].dtype.kind == "i"
-    filled = cv2.fillPoly(np.zeros(mask.shape, np.uint8), parts, 1).astype(bool)
-    filled[30:40, 40:60] = False
-    filled[55, 3] = True
-    assert (filled == mask).all()
+    rings = result(mask).polygons()
+    assert [len(ring) for ring in rings][:3] == [4, 8, 4]
+    assert sorted(map(tuple, rings[0].tolist())) == [(30, 20), (30, 49), (79, 20), (79, 49)]
+    assert rings[-1].tolist() == [[3, 55]]
+    assert rings[0].dtype.kind == "i"
+    assert (filled(rings, mask.shape) == mask).all()
+
+
+def filled(rings: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    canvas = np.zeros(shape, np.uint8)
+    return cv2.fillPoly(canvas, rings, 1).astype(bool) if rings else canvas.astype(bool)
+
+
+def test_a_cutout_is_transparent_outside(tmp_path: Path) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[5:15, 5:15] = True
+    found = result(mask)
+    assert (found.cutout()[:, :, :3] == found.image).all()
+    assert ((found.cutout()[:, :, 3] == 255) == mask).all()
+    written = cv2.imread(str(found.save(tmp_path / "a.png", what="cutout")), cv2.IMREAD_UNCHANGED)
+    assert (written[:, :, [2, 1, 0, 3]] == found.cutout()).all()
+    with pytest.raises(OptionError, match=r"must end in \.png"):
+        found.save(tmp_path / "a.jpg", what="cutout")
+
+
+def test_a_result_goes_into_supervision() -> None:
+    supervision = pytest.importorskip("supervision", reason="the interface is checked with the library itself")
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[5:15, 5:25] = True
+    detections = result(mask).to_supervision()
+    assert detections.xyxy.tolist() == [[5, 5, 25, 15]] and (detections.mask[0] == mask).all()
+    assert detections.data["class_name"].tolist() == [result(mask).prompt]
+    drawn = supervision.MaskAnnotator().annotate(result(mask).image.copy(), detections)
+    assert drawn.shape == result(mask).image.shape
+    assert len(result(np.zeros_like(mask)).to_supervision()) == 0
+
+
+def test_a_result_goes_into_yolo_labels() -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[5:15, 5:25] = True
+    (line,) = result(mask).to_yolo(3)
+    category, *values = line.split()
+    corners = np.array(values, float).reshape(-1, 2) * (WIDTH, HEIGHT) - 0.5
+    assert category == "3" and sorted(map(tuple, corners.round(2).tolist())) == [(5, 5), (5, 14), (24, 5), (24, 14)]
+    assert result(np.zeros_like(mask)).to_yolo(3) == []
+
+
+def test_a_result_goes_into_coco() -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[5:15, 5:25] = True
+    annotation = result(mask).to_coco(7, image=2, category=3)
+    assert annotation is not None
+    assert (annotation["id"], annotation["image_id"], annotation["category_id"]) == (7, 2, 3)
+    assert annotation["bbox"] == [5, 5, 20, 10] and annotation["area"] == 200
+    assert (decode_rle(annotation["segmentation"]) == mask).all()
+    assert result(np.zeros_like(mask)).to_coco() is None
 
 
 @settings(max_examples=50, deadline=None)
@@ -122,7 +170,7 @@ def test_views_agree_on_any_mask(mask: np.ndarray) -> None:
         assert mask[y_min:y_max, x_min:x_max].sum() == found.area
         for line in (mask[y_min], mask[y_max - 1], mask[:, x_min], mask[:, x_max - 1]):
             assert line.any()
-    assert all(len(part) >= 3 for part in found.polygons())
+    assert (filled(found.polygons(), mask.shape) == mask).all()
     assert found.overlay().shape == found.image.shape
 
 

@@ -154,3 +154,98 @@ def test_a_truncated_prompt_is_a_warning_of_one_line(tiny: Path, photo: Path, tm
     json.loads(result.stdout)
     assert result.stderr.startswith("warning: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_predict_writes_what_it_is_asked_for(tiny: Path, photo: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    result = predict(tiny, output, photo, "red", "blue", "--save", "cutouts,coco,yolo,jsonl")
+    assert result.exit_code == 0, result.output
+    assert names(output) == [
+        "classes.txt", "coco.json", "photo-blue-cutout.png", "photo-red-cutout.png", "photo-yolo.txt", "results.jsonl",
+    ]  # fmt: skip
+    assert (output / "classes.txt").read_text() == "red\nblue\n"
+    assert [line.split()[0] for line in (output / "photo-yolo.txt").read_text().splitlines()] == ["0", "1"]
+    rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    coco = json.loads((output / "coco.json").read_text())
+    assert [row["area"] for row in rows] == [annotation["area"] for annotation in coco["annotations"]]
+    assert "Unknown kind of output 'svg'" in refused(predict(tiny, output, photo, "red", "--save", "svg"))
+
+
+def test_json_lines_come_one_by_one(tiny: Path, photo: Path, tmp_path: Path) -> None:
+    result = predict(tiny, tmp_path / "output", photo, "red", "blue", "--jsonl")
+    assert [json.loads(line)["prompt"] for line in result.stdout.splitlines()] == ["red", "blue"]
+    assert "choose one" in refused(predict(tiny, tmp_path / "output", photo, "red", "--jsonl", "--json"))
+
+
+def test_a_run_continues_where_it_was_killed(tiny: Path, photo: Path, clip: Path, tmp_path: Path) -> None:
+    folder, output, again = tmp_path / "images", tmp_path / "output", tmp_path / "again"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        shutil.copyfile(photo, folder / name)
+    shutil.copyfile(clip, folder / clip.name)
+    whole = predict(tiny, output, folder, "red", "blue", "--save", "masks,jsonl", "--json")
+    lines = (output / "results.jsonl").read_text().splitlines(keepends=True)
+    again.mkdir()
+    (again / "results.jsonl").write_text("".join(lines[:3]) + lines[3][:50])
+    result = predict(tiny, again, folder, "red", "blue", "--save", "masks,jsonl", "--json", "--resume")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["skipped"] == 3
+
+    def stable(path: Path) -> list[dict[str, object]]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{key: row[key] for key in row if key not in ("timings", "files")} for row in rows]
+
+    assert stable(again / "results.jsonl") == stable(output / "results.jsonl")
+    assert json.loads(whole.stdout)["videos"][0]["truncated"] is False
+    third = predict(tiny, again, folder, "red", "blue", "--save", "masks,jsonl", "--json", "--resume")
+    assert json.loads(third.stdout)["results"] == []
+
+
+def test_a_truncated_video_is_said_and_fails_when_strict(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the video is written with PyAV")
+    import numpy as np
+
+    from cris_edge.media.clips import open_clip
+
+    written = open_clip(tmp_path, "noise", 25.0, 48, 64)
+    random = np.random.default_rng(0)
+    for number in range(40):
+        written.add(random.integers(0, 255, (48, 64, 3)).astype(np.uint8), number / 25)
+    written.close()
+    data = written.path.read_bytes()
+    (tmp_path / "half.mp4").write_bytes(data[: len(data) // 2])
+    result = predict(tiny, tmp_path / "output", tmp_path / "half.mp4", "red", "--json")
+    assert result.exit_code == 0, result.output
+    (video,) = json.loads(result.stdout)["videos"]
+    assert video["truncated"] is True and video["expected"] == 40 and video["frames"] < 40
+    assert "is truncated" in result.stderr
+    assert predict(tiny, tmp_path / "output", tmp_path / "half.mp4", "red", "--strict").exit_code == 1
+
+
+def test_videos_are_smoothed_and_cut_short_on_demand(tiny: Path, clip: Path, tmp_path: Path) -> None:
+    result = predict(tiny, tmp_path / "output", clip, "red", "--json", "--smooth", "0.5", "--max-frames", "3")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [row["frame"] for row in document["results"]] == [0, 1, 2]
+    assert [row["seconds"] for row in document["results"]] == pytest.approx([0, 1 / 8, 2 / 8], abs=0.01)
+    assert document["videos"][0]["truncated"] is False
+
+
+def test_long_names_of_any_script_fit_the_file_system(tiny: Path, photo: Path, tmp_path: Path) -> None:
+    for name in ("n" * 240 + ".png", "猫" * 80 + ".png"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+        result = predict(tiny, tmp_path / "output", tmp_path / name, "p" * 200)
+        assert result.exit_code == 0, result.output
+    assert len(names(tmp_path / "output")) == 4
+
+
+def test_a_broken_video_does_not_stop_the_others(tiny: Path, photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(b"nothing")
+    shutil.copyfile(photo, folder / "b.png")
+    result = predict(tiny, tmp_path / "output", folder, "red", "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert [Path(row["source"]).name for row in document["results"]] == ["b.png"]
+    assert [Path(row["source"]).name for row in document["failures"]] == ["a.mp4"]
