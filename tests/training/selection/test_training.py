@@ -150,7 +150,7 @@ def test_the_table_compares_each_row_with_the_full_training(
         evaluate=evaluate,
         ingredients=(Ingredient(name="nothing"), Ingredient(name="mosaics", sampler={"mosaics": 0.0})),
     )
-    table = ingredients_table([{**row, **{c: 0.5 for c in ("flickr", "size", "position")}} for row in rows])
+    table = ingredients_table([{**row, **dict.fromkeys(("flickr", "size", "position"), 0.5)} for row in rows])
     assert [row["without"] for row in rows] == ["nothing", "mosaics"]
     assert table.count("\n") == 4 and "(+0.0)" in table.splitlines()[-1]
 
