@@ -1,4 +1,4 @@
-"""docs/integrators.md, followed to the letter with nothing but numpy, gives what the SDK gives."""
+"""docs/integrators.md, implemented literally in numpy, gives the same results as the SDK."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def k(distance: Values) -> Values:
     return np.where(d <= 1, near, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a)
 
 
-def matrix(places: Values, count: int, outside: str) -> tuple[Values, Values]:
-    """(len(places), count) of weights, and what of each row lies outside."""
-    weights, lost = np.zeros((len(places), count)), np.zeros(len(places))
-    for row, place in enumerate(places):
-        first = int(np.floor(place))
+def matrix(positions: Values, count: int, outside: str) -> tuple[Values, Values]:
+    """Return (len(positions), count) weights, and the weight of each row that lies outside."""
+    weights, lost = np.zeros((len(positions), count)), np.zeros(len(positions))
+    for row, position in enumerate(positions):
+        first = int(np.floor(position))
         for column in range(first - 1, first + 3):
-            weight = float(k(np.array(place - column)))
+            weight = float(k(np.array(position - column)))
             if 0 <= column < count:
                 weights[row, column] += weight
             elif outside == "repeats":
@@ -47,7 +47,7 @@ def letterbox(height: int, width: int, size: int) -> tuple[float, float, float]:
     return scale, (size - scale * width) / 2, (size - scale * height) / 2
 
 
-def picture_to_image(rgb: NDArray[np.uint8], size: int) -> Values:
+def image_to_input(rgb: NDArray[np.uint8], size: int) -> Values:
     height, width = rgb.shape[:2]
     scale, left, top = letterbox(height, width, size)
     across, _ = matrix((np.arange(size) - left) / scale, width, "border")
@@ -55,7 +55,7 @@ def picture_to_image(rgb: NDArray[np.uint8], size: int) -> Values:
     image = np.empty((1, 3, size, size))
     for channel in range(3):
         border = round(255 * MEAN[channel])
-        # The weights of a pixel sum to one, so that the border's share is what the others leave.
+        # The weights of a pixel sum to one, so the border has the remaining weight.
         value = border + down @ (rgb[:, :, channel].astype(float) - border) @ across.T
         image[0, channel] = (np.clip(np.round(value), 0, 255) / 255 - MEAN[channel]) / STD[channel]
     return image
@@ -78,7 +78,7 @@ def test_pictures(height: int, width: int) -> None:
 
     generator = np.random.default_rng(height)
     rgb = cv2.resize(generator.integers(0, 256, (12, 12, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
-    ours, theirs = picture_to_image(np.asarray(rgb), 128), preprocess(np.asarray(rgb), 128)[0]
+    ours, theirs = image_to_input(np.asarray(rgb), 128), preprocess(np.asarray(rgb), 128)[0]
     levels = np.abs(ours - theirs) * 255 * np.reshape(STD, (1, 3, 1, 1))
     exact = int(cv2.__version__.partition(".")[0]) >= 5
     assert levels.max() < (1.01 if exact else 5.01)
@@ -92,19 +92,19 @@ def test_masks(height: int, width: int) -> None:
     np.testing.assert_allclose(postprocess(logits, box), logits_to_probability(logits, height, width), atol=1e-5)
 
 
-def test_sentences(tiny: Path) -> None:
+def test_prompts(tiny: Path) -> None:
     page_start, page_end = 49406, 49407
     document = json.loads((tiny / "tokenizer.json").read_bytes())
     tokenizers = pytest.importorskip("tokenizers")
     library = tokenizers.Tokenizer.from_str(json.dumps(document))
     assert library.get_vocab_size() == 49408
     ours = Tokenizer()
-    for sentence in ("the man in the red shirt", "  A  DOG's\tball ", "x" * 200, "left-most 3rd one, please!"):
-        text = re.sub(r"\s+", " ", sentence).strip().lower()
+    for prompt in ("the man in the red shirt", "  A  DOG's\tball ", "x" * 200, "left-most 3rd one, please!"):
+        text = re.sub(r"\s+", " ", prompt).strip().lower()
         ids = library.encode(text, add_special_tokens=False).ids[:15]
         expected = [page_start, *ids, page_end]
         with pytest.warns() if len(library.encode(text, add_special_tokens=False).ids) > 15 else _Nothing():
-            found = ours(sentence, 17)[0].tolist()
+            found = ours(prompt, 17)[0].tolist()
         assert found == expected + [0] * (17 - len(expected))
 
 

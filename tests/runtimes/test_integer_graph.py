@@ -191,7 +191,7 @@ def test_only_gathered_rows_of_a_table_are_dequantized() -> None:
 
 
 def test_casts_of_zero_points_are_folded() -> None:
-    """PyTorch's exporter leaves the cast of a large constant to whoever loads the graph."""
+    """PyTorch's exporter leaves the cast of a large constant to the runtime."""
     sketch = Sketch((1, 5), TensorProto.INT64)
     name = sketch.add("Gather", sketch.weight(100, 8), "x", axis=0)
     quantize = next(node for node in sketch.nodes if node.op_type == "QuantizeLinear")
