@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantization.quantizers import FakeQuantizer, quantizers
-from training.model import Architecture
+from training.model import Architecture, CandidateArchitecture
 
 GRAPHS = ("image_encoder", "text_encoder", "mask_decoder")
 
@@ -22,14 +22,14 @@ class DeployNetwork(nn.Module):
     """The function that the exported graphs compute together, in PyTorch.
 
     Attributes:
-        architecture: Architecture of the CRIS that was deployed.
+        architecture: Architecture of the network that was deployed.
     """
 
     image_encoder: Any
     text_encoder: Any
     mask_decoder: Any
 
-    def __init__(self, architecture: Architecture, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, architecture: Architecture | CandidateArchitecture, modules: Sequence[nn.Module]) -> None:
         super().__init__()
         self.architecture = architecture
         self.image_encoder, self.text_encoder, self.mask_decoder = modules

@@ -20,6 +20,7 @@ from quantization.quantizers import FakeQuantizer, activation_quantizer, signed_
 LAYERS = ("conv2d", "linear", "embedding")  # calls with weights
 INTEGER = ("conv2d", "avg_pool2d", "cat")  # calls that OpenVINO computes on integers too
 # calls that only move values
+PASSING = ("leaky_relu", "relu", "cat", "max_pool2d", "avg_pool2d")  # calls that map integers to integers
 MOVES = ("flatten", "unflatten", "transpose", "reshape", "permute", "cat", "stack", "__getitem__", "unsqueeze")
 
 
@@ -160,6 +161,11 @@ def kept_in_float(found: dict[str, Call]) -> list[str]:
     attention = [call.name for call in found.values() if call.function == "softmax"]
     # Attention multiplies twice around each softmax, in order; the products after those are the projector's.
     return small + products[2 * len(attention) :]
+
+
+def all_but(found: dict[str, Call], layers: Sequence[str]) -> list[str]:
+    """Names of all calls but those of `layers`, named by their weights, and those that integers pass through."""
+    return [name for name, call in found.items() if call.parameter not in layers and call.function not in PASSING]
 
 
 def groups(module: nn.Module, bare: nn.Module, inputs: Sequence[Tensor]) -> dict[str, list[FakeQuantizer]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cris_edge.errors import ExportError, OptionError, first_line
 from quantization.hooks import hook_storage, load
-from quantization.layout import Call, calls, complete, kept_in_float
+from quantization.layout import Call, all_but, calls, complete, kept_in_float
 from quantization.quantizers import FakeQuantizer, Multiplier, quantizers
 
 PRESETS = ("mixed", "performance")
@@ -52,13 +52,16 @@ class Scheme:
         return asdict(self)
 
 
-def quantize_module(module: nn.Module, samples: Sequence[Sequence[Tensor]], scheme: Scheme) -> nn.Module:
+def quantize_module(
+    module: nn.Module, samples: Sequence[Sequence[Tensor]], scheme: Scheme, *, layers: Sequence[str] | None = None
+) -> nn.Module:
     """Return a quantized copy of `module`: its weights, smoothed and bias-corrected, and hooks that quantize.
 
     Args:
         module: A deploy module, in eval mode.
         samples: Calibration inputs, each in the order of ``module.input_names``.
         scheme: Settings of NNCF.
+        layers: Weights to quantize, by name, everything else staying in float; None: all that NNCF quantizes.
 
     Raises:
         ExportError: NNCF cannot quantize the module.
@@ -66,7 +69,9 @@ def quantize_module(module: nn.Module, samples: Sequence[Sequence[Tensor]], sche
     """
     nncf = load()
     found = calls(module, samples[0])
-    _require_known(module, found)
+    if layers is None:
+        _require_known(module, found)
+    ignored = kept_in_float(found) if layers is None else all_but(found, layers)
     advanced = nncf.AdvancedQuantizationParameters(
         overflow_fix=nncf.OverflowFix.DISABLE,  # NNCF's reaches few layers of a PyTorch module; see `_seven_bits`
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=0.95 if scheme.smooth else -1),
@@ -79,7 +84,7 @@ def quantize_module(module: nn.Module, samples: Sequence[Sequence[Tensor]], sche
                 preset=nncf.QuantizationPreset(scheme.preset),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(samples),
-                ignored_scope=nncf.IgnoredScope(names=kept_in_float(found), validate=False),
+                ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
                 advanced_parameters=advanced,
             )
     except Exception as error:  # NNCF's own errors have no common base, and PyTorch's pass through

@@ -12,8 +12,8 @@ import torch
 from cris_edge.errors import CheckpointError, first_line
 from quantization.deploy_network import DeployNetwork
 from quantization.quantizers import describe, place
-from training.checkpoint import load_model, read_checkpoint, recorded, write_atomically
-from training.model import CRIS, Architecture
+from training.checkpoint import load_network, read_checkpoint, recorded, write_atomically
+from training.model import CRIS, Architecture, CandidateArchitecture, CandidateNet
 from training.model.deploy import Resolution
 
 FORMAT = "cris-edge-quantized"
@@ -31,7 +31,9 @@ def save_quantized(path: str | os.PathLike[str], network: DeployNetwork, **extra
         for name, module in network.graphs.items()
     }
     head = {"format": FORMAT, "version": VERSION, "architecture": network.architecture.to_dict()}
-    write_atomically(path, {**head, "resolution": network.mask_decoder.resolution, "graphs": graphs, **extra})
+    write_atomically(
+        path, {**head, "resolution": getattr(network.mask_decoder, "resolution", "full"), "graphs": graphs, **extra}
+    )
 
 
 def load_quantized(path: str | os.PathLike[str]) -> tuple[DeployNetwork, dict[str, Any]]:
@@ -50,8 +52,7 @@ def load_quantized(path: str | os.PathLike[str]) -> tuple[DeployNetwork, dict[st
             f"{path} has version {content['version']}, and this release reads up to {VERSION}; update CRIS Edge."
         )
     try:
-        architecture = Architecture.from_dict(content["architecture"])
-        network = deploy(CRIS(architecture), content.get("resolution", "full"))
+        network = _unquantized(content)
         for name, module in network.graphs.items():
             place(module, content["graphs"][name]["hooks"])
             module.load_state_dict(content["graphs"][name]["state"])
@@ -78,11 +79,19 @@ def load_float(path: Path, **given: int | None) -> tuple[DeployNetwork, dict[str
         raise CheckpointError(
             f"{path} is quantized already; pass the float checkpoint that it was made from (--checkpoint)."
         )
-    model = load_model(path, **given)
-    return deploy(model), recorded(content)
+    return deploy(load_network(path, **given)), recorded(content)
 
 
-def deploy(model: CRIS, resolution: Resolution = "half") -> DeployNetwork:
-    """Deploy a CRIS as a network in eval mode, by default in the form that is fastest in int8."""
+def _unquantized(content: Mapping[str, Any]) -> DeployNetwork:
+    """Return a network of the recorded architecture, without hooks, its weights arbitrary."""
+    if content["architecture"].get("family") == CandidateArchitecture.family:
+        return deploy(CandidateNet(CandidateArchitecture.from_dict(content["architecture"])))
+    return deploy(CRIS(Architecture.from_dict(content["architecture"])), content.get("resolution", "full"))
+
+
+def deploy(model: CRIS | CandidateNet, resolution: Resolution = "half") -> DeployNetwork:
+    """Deploy a network in eval mode; a CRIS by default in the form that is fastest in int8."""
     with torch.no_grad():
+        if isinstance(model, CandidateNet):
+            return DeployNetwork(model.architecture, model.eval().deploy(with_presence=True)).eval()
         return DeployNetwork(model.architecture, model.eval().deploy(resolution=resolution)).eval()

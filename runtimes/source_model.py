@@ -25,6 +25,7 @@ from runtimes.presence_calibration import Calibrated, determine
 from runtimes.probes import Probes
 from training.checkpoint import load_network, read_checkpoint, recorded, sha256
 from training.data.samples import Source
+from training.model import Architecture
 from training.scoring import Predictor, TorchPredictor, score
 
 Metrics = dict[str, Any]
@@ -186,7 +187,7 @@ class QuantizedModel:
         self._report: dict[str, Any] = extra.get("report", {})
         self._checkpoint = checkpoint
         self._before = before
-        self.kind = "CRIS"
+        self.kind = "CRIS" if isinstance(network.architecture, Architecture) else "CandidateNet"
         self.architecture: Sizes = network.architecture
         self.recorded: Mapping[str, str] = recorded(extra)
         self.modules: Sequence[DeployModule] = quantized.modules_of(network)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cris_edge.errors import CheckpointError, CrisEdgeError
-from cris_edge.image import load_image, postprocess, preprocess
+from cris_edge.image import THRESHOLD, load_image, postprocess, preprocess
 from cris_edge.metrics import iou
 from training.checkpoint import read_checkpoint, write_atomically
 from training.data.photos import Photo, PhotoObject, read_photos
@@ -286,7 +286,7 @@ def score(
     finder: CandidateFinder,
     head: BoxMask,
     pairs: Sequence[tuple[Photo, list[PhotoObject]]],
-    thresholds: Sequence[float] = (0.35, 0.5),
+    thresholds: Sequence[float] = (0.25, THRESHOLD, 0.45),
 ) -> dict[str, Any]:
     """IoU of masks on the photos themselves, pasted back and brought to their size as the SDK does.
 

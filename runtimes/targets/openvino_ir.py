@@ -40,6 +40,9 @@ class OpenVinoTarget(BackendTarget):
         if self._shared:
             return lower_to_onnx(graph, job)
         lowered = Lowered(job.folder / "openvino" / f"{name}.xml", onnx_graph.spec(graph))
+        if job.precision == "int8":  # what stays in float, where float16 holds it exactly
+            graph = onnx.ModelProto.FromString(graph.SerializeToString())
+            onnx_graph.store_as_float16(graph)
         write(graph, lowered.path, float16=job.precision == "float16")
         return lowered
 

@@ -22,9 +22,9 @@ class OnnxTarget(BackendTarget):
 
 
 def lower_to_onnx(graph: onnx.ModelProto, job: Job) -> Lowered:
-    """Write a graph to ``onnx/`` in the bundle, its weights stored as float16 if the export's precision is float16."""
+    """Write a graph to ``onnx/`` in the bundle; weights that float16 holds exactly are stored so, but in float32."""
     lowered = Lowered(job.folder / "onnx" / f"{graph.graph.name}.onnx", onnx_graph.spec(graph))
-    if job.precision == "float16":
+    if job.precision != "float32":
         stored = onnx.ModelProto()
         stored.CopyFrom(graph)
         onnx_graph.store_as_float16(stored)

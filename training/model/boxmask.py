@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cris_edge.image import THRESHOLD
 from training.model.nanodet import Pyramid
 from training.model.roi import crop, paste
 
+SHIFT = math.log(THRESHOLD / (1 - THRESHOLD))  # the head's masks are best at 0.5, where the SDK's threshold is put
 SIDE = 56  # cells of a mask along each side of its crop
 OUTSIDE = -8.0  # logit far from the box
 _COARSE = SIDE // 2
@@ -69,12 +72,13 @@ class BoxMask(nn.Module):
         return MaskFeatures(F.avg_pool2d(image, 2), self.from_c2(pyramid.c2), coarse)
 
     def forward(self, features: MaskFeatures, boxes: Tensor) -> Tensor:
-        """Features and one box each (B, 4), as fractions of the square input -> logits (B, 1, S/4, S/4)."""
+        """Features and one box each (B, 4), as fractions of the square input -> logits (B, 1, S/4, S/4), shifted."""
         size = features.fine.shape[-1]
-        return paste(self.logits(features, boxes).clamp(OUTSIDE, -OUTSIDE), expand(boxes), size, OUTSIDE)
+        logits = (self.logits(features, boxes) + SHIFT).clamp(OUTSIDE, -OUTSIDE)
+        return paste(logits, expand(boxes), size, OUTSIDE)
 
     def logits(self, features: MaskFeatures, boxes: Tensor) -> Tensor:
-        """As `forward`, on the grid of the crop, which is larger than the box (`expand`): (B, 1, 56, 56)."""
+        """As `forward` on the crop's grid, which is larger than the box (`expand`), and not shifted: (B, 1, 56, 56)."""
         region = expand(boxes)
         colour, fine = crop(features.colour, region, SIDE), crop(features.fine, region, SIDE)
         return self.decode(colour, fine, crop(features.coarse, region, _COARSE))

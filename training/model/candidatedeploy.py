@@ -3,11 +3,18 @@
 What depends on the image alone is computed by `CandidateImageEncoder`, what depends on the prompt alone by
 `CandidateTextEncoder`, the rest, for each pair, by `CandidateMaskDecoder`. The functions are those of the network, one
 image and one prompt at a time; only the word table is joined, so that one row is looked up for each token.
+
+`quantized_layers` names the weights that an int8 network quantizes: the convolutions of detector and mask head. Boxes,
+scores, crops and words stay in float, as do the last layers that give them, small and sensitive to rounding.
 """
 
 from __future__ import annotations
 
+import copy
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from training.model.boxmask import BoxMask, MaskFeatures
 from training.model.candidates import CandidateFinder
@@ -34,7 +41,13 @@ class CandidateImageEncoder(nn.Module):
 
     def __init__(self, finder: CandidateFinder, selector: Selector, boxmask: BoxMask) -> None:
         super().__init__()
-        self.finder, self.selector, self.boxmask = finder, selector, boxmask
+        self.finder, self.selector, self.boxmask = finder, _without_words(selector), boxmask
+
+    @property
+    def quantized_layers(self) -> tuple[str, ...]:
+        """The detector's convolutions but the last of each level."""
+        names = _convolutions("finder.detector", self.finder.detector)
+        return tuple(name for name in names if ".outputs." not in name)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(1, 3, S, S) -> the fields of `CandidateTokens`, the boxes (1, N, 4), the fields of `MaskFeatures`."""
@@ -48,13 +61,25 @@ class CandidateTextEncoder(nn.Module):
     input_names = ("tokens",)
     output_names = WORDS
 
+    row: Tensor
+    rows: Tensor
+
     def __init__(self, selector: Selector) -> None:
         super().__init__()
         self.selector = selector
+        self.register_buffer("row", selector.table.row.to(torch.int32))
+        self.register_buffer("rows", selector.word_rows().detach().clone())
+        self.selector = _without_words(selector)
+
+    @property
+    def quantized_layers(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """(1, L) int64 -> the fields of `Words`."""
-        return tuple(self.selector.encode_words(tokens))
+        row = self.row.index_select(0, tokens.flatten()).reshape(tokens.shape)
+        return tuple(self.selector.encode_rows(tokens, F.embedding(row, self.rows)))
 
 
 class CandidateMaskDecoder(nn.Module):
@@ -65,9 +90,16 @@ class CandidateMaskDecoder(nn.Module):
 
     def __init__(self, selector: Selector, boxmask: BoxMask, *, with_presence: bool = False) -> None:
         super().__init__()
-        self.selector, self.boxmask, self.with_presence = selector, boxmask, with_presence
+        self.selector, self.boxmask, self.with_presence = _without_words(selector), boxmask, with_presence
         if with_presence:
             self.output_names = ("logits", "presence")
+
+    @property
+    def quantized_layers(self) -> tuple[str, ...]:
+        """The mask head's convolutions but the last."""
+        own = ("from_", "last2")
+        names = _convolutions("boxmask", self.boxmask)
+        return tuple(name for name in names if not name.removeprefix("boxmask.").startswith(own))
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The encoders' outputs in the order of `input_names` -> logits (1, 1, S/4, S/4)."""
@@ -76,3 +108,17 @@ class CandidateMaskDecoder(nn.Module):
         scores, none = self.selector.match(CandidateTokens(*tokens), Words(*words))
         logits = self.boxmask(MaskFeatures(*features), choose(scores, squares))
         return (logits, presence(scores, none)) if self.with_presence else logits
+
+
+def _without_words(selector: Selector) -> Selector:
+    """A copy that shares all but the word table, which only the text encoder has, joined."""
+    other = copy.copy(selector)
+    other._modules = {name: module for name, module in selector._modules.items() if name != "table"}
+    other._parameters = {name: value for name, value in selector._parameters.items() if name != "learned"}
+    return other
+
+
+def _convolutions(prefix: str, module: nn.Module) -> tuple[str, ...]:
+    """Names of the weights of all convolutions in a module that is called `prefix`."""
+    found = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    return tuple(f"{prefix}.{name}.weight" for name in found)

@@ -41,6 +41,7 @@ class CandidateArchitecture:
     """
 
     family: ClassVar[str] = "candidates"
+    presence: ClassVar[bool] = True  # a prompt may mean none of the candidates
 
     input_size: int = 320
     word_len: int = 20

@@ -261,8 +261,16 @@ class Selector(nn.Module):
 
     def encode_words(self, tokens: Tensor) -> Words:
         """Everything about prompts (P, L) int64 that no image is needed for."""
-        rows = self.table.row[tokens]
-        vectors = torch.cat((self.table.vectors, self.learned), 1)[rows]  # (P, L, vector)
+        return self.encode_rows(tokens, self.word_rows()[self.table.row[tokens]])
+
+    def word_rows(self) -> Tensor:
+        """All that is known of each word, (rows, vector + 80 + 12)."""
+        return torch.cat((self.table.vectors, self.learned, self.table.classes, self.table.colours), 1)
+
+    def encode_rows(self, tokens: Tensor, rows: Tensor) -> Words:
+        """As `encode_words`, with the words' rows (P, L, vector + 80 + 12) looked up."""
+        widths = (self.sizes.word_vector + self.sizes.learned, len(CLASSES), len(COLOURS))
+        vectors, known_classes, known_colours = rows.split(widths, -1)
         missing = (tokens == 0).to(vectors.dtype)
         padding = (missing * _PENALTY)[:, None, None]
         x = self.embed(vectors) + self.places[: tokens.shape[1]]
@@ -272,8 +280,8 @@ class Selector(nn.Module):
         hidden = missing[..., None] * _PENALTY
         share = (self.summary(words) - hidden).softmax(1)
         sentence = torch.matmul(share.transpose(1, 2), words)[:, 0]
-        classes = self.table.classes[rows] + torch.tanh(self.word_classes(vectors))
-        colours = self.table.colours[rows] + torch.tanh(self.word_colours(vectors))
+        classes = known_classes + torch.tanh(self.word_classes(vectors))
+        colours = known_colours + torch.tanh(self.word_colours(vectors))
         seen = (1 - missing)[..., None]
         gates = torch.sigmoid(self.word_gate(words)) * seen
         query = torch.matmul(self.word_query(vectors).transpose(1, 2), gates)
