@@ -24,8 +24,8 @@ from quantization.post_training import TARGETS, Scheme, quantize_module
 from quantization.quantized_checkpoint import load_float, save_quantized
 from training.checkpoint import sha256
 from training.data.samples import Source, open_source
-from training.evaluate import score
 from training.model import CandidateArchitecture
+from training.scoring import score
 
 
 def quantize(
