@@ -88,7 +88,7 @@ def calibrate(
         report["float"] = {"metrics": _score(network, labelled)}
     quantized = quantize(network, open_source(data, by_image=True), scheme, images=images, seed=seed)
     if labelled is not None:
-        report["rungs"] = [{"rung": "post-training", "metrics": _score(quantized, labelled)}]
+        report["int8"] = {"metrics": _score(quantized, labelled)}
     report |= {"data": data, "images": images, "seed": seed, "scheme": scheme.to_dict()}
     report["seconds"] = round(time.perf_counter() - began, 1)
     save_quantized(output, quantized, report=report, **recorded)
@@ -116,7 +116,7 @@ def main(checkpoint: Path, data: str, val: str | None, output: Path, target: str
     except CrisEdgeError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
-    for name, entry in (("float32", report.get("float")), ("int8", next(iter(report.get("rungs", ())), None))):
+    for name, entry in (("float32", report.get("float")), ("int8", report.get("int8"))):
         if entry is not None:
             click.echo(f"{name:8} mIoU {entry['metrics']['mIoU']:6.2f}")
     click.echo(f"written: {output}")

@@ -201,6 +201,7 @@ class QuantizedModel:
         """See `SourceModel`; on `source`, the float checkpoint comes first."""
         known = [self._step(self._report["float"], "float32")] if "float" in self._report else []
         known += [self._step(step, f"int8, {step['rung']}") for step in self._report.get("rungs", ())]
+        known += [self._step(self._report["int8"], "int8, post-training")] if "int8" in self._report else []
         if source is None:
             return known
         network, _ = load_float(self._float_checkpoint())
