@@ -31,7 +31,7 @@ class Calibration:
     """
 
     def __init__(self, network: DeployNetwork, source: Source, count: int, seed: int) -> None:
-        require_enough(source, f"{source.name}/{source.split}")
+        require_enough(source)
         generator = np.random.default_rng([seed, 1])
         chosen = generator.permutation(min(len(source), 1 << 24))[: min(count, len(source))]
         architecture, tokenizer = network.architecture, Tokenizer()
@@ -53,7 +53,7 @@ class Part:
 
     def __init__(self, source: Source, indices: Sequence[int], name: str) -> None:
         self.name, self.split = source.name, f"{source.split} ({name})"
-        self.negatives = source.negatives
+        self.label, self.negatives = f"{source.label} ({name})", source.negatives
         self._source, self._indices = source, list(indices)
 
     def __len__(self) -> int:
@@ -74,23 +74,23 @@ def halves(source: Source) -> tuple[Part, Part]:
     Raises:
         DataError: One half would be empty.
     """
-    require_two(source, f"{source.name}/{source.split}")
+    require_two(source)
     count = range(len(source))
     return Part(source, count[::2], "chosen on"), Part(source, count[1::2], "reported")
 
 
-def require_enough(source: Source, name: str) -> None:
-    """Raise `DataError` where a source, called `name` in the message, has too few images to calibrate with."""
+def require_enough(source: Source) -> None:
+    """Raise `DataError` if a source has too few images to calibrate with."""
     if len(source) < FEWEST:
-        raise DataError(f"{name} has {_images(source)} to calibrate with; expected at least {FEWEST}.")
+        raise DataError(f"{source.label} has {_images(source)} to calibrate with; expected at least {FEWEST}.")
 
 
-def require_two(source: Source, name: str) -> None:
-    """Raise `DataError` where a source, called `name` in the message, cannot be split into halves."""
+def require_two(source: Source) -> None:
+    """Raise `DataError` if a source cannot be split into halves."""
     if len(source) < 2:
         raise DataError(
-            f"{name} has {_images(source)} to validate with; expected at least 2, one half to choose on and one to "
-            "report."
+            f"{source.label} has {_images(source)} to validate with; expected at least 2, one half to choose on and "
+            "one to report."
         )
 
 

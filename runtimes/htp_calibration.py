@@ -69,7 +69,7 @@ def calibration_pairs(network: Network, source: Source | None, sizes: Sizes) -> 
             pairs.append(Pair({"image": pixels, "tokens": tokens}, features, network.decode(image_features, features)))
             if len(pairs) == count:
                 return pairs
-    logger.warning("%s has %d image-prompt pairs for calibration; %d are recommended", source.name, len(pairs), count)
+    logger.warning("%s has %d image-prompt pairs for calibration; %d are recommended", source.label, len(pairs), count)
     return pairs
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +58,12 @@ class Source(Protocol):
 
     name: str
     split: str
-    negatives: Any
-    """Whether examples know prompts that match nothing."""
+    label: str
+    """Name in messages: the path of a file, or a description of scenes."""
+
+    @property
+    def negatives(self) -> bool:
+        """Whether examples have prompts that match nothing."""
 
     def __len__(self) -> int: ...
 
@@ -77,21 +81,18 @@ class LabelledSource:
         path: the file.
         by_image: whether lines of the same image become one example.
 
-    Attributes:
-        negatives: draws prompts that match nothing; false where the data does not say what its images lack.
-
     Raises:
         DataError: the file cannot be used, or holds no samples.
     """
 
     def __init__(self, path: Path, *, by_image: bool = False) -> None:
         samples = read_samples(path)
-        self.name, self.split = path.resolve().parent.name, path.stem
+        self.name, self.split, self.label = path.resolve().parent.name, path.stem, str(path)
         groups: dict[object, list[Sample]] = {}
         for number, sample in enumerate(samples):
             groups.setdefault(sample.image if by_image else number, []).append(sample)
         self._groups = list(groups.values())
-        self.negatives = Negatives(samples)
+        self._negatives = Negatives(samples)
         self._ids = [self._name(group, path) for group in self._groups]
 
     @staticmethod
@@ -102,6 +103,11 @@ class LabelledSource:
 
     def __len__(self) -> int:
         return len(self._groups)
+
+    @property
+    def negatives(self) -> bool:
+        """Whether the data states what its images do not contain."""
+        return bool(self._negatives)
 
     def id(self, index: int) -> str:
         """Return the image's path relative to the file, and the first sentence."""
@@ -127,7 +133,7 @@ class LabelledSource:
 
         absent = frozenset(number for number, (sample, _) in enumerate(owner) if sample.no_target)
         sentences = [sentence for _, sentence in owner]
-        return Example(self._ids[index], image, sentences, truth, absent, lambda rng: self.negatives.draw(group, rng))
+        return Example(self._ids[index], image, sentences, truth, absent, lambda rng: self._negatives.draw(group, rng))
 
 
 class SceneSource:
@@ -143,7 +149,8 @@ class SceneSource:
     negatives = True
 
     def __init__(self, split: str, length: int, seed: int, *, generalized: bool = False) -> None:
-        self.name, self.split, self._generalized = "scenes", split, generalized
+        self.name, self.split, self.label = "scenes", split, f"scenes:{split}:{length}:{seed}"
+        self._generalized = generalized
         self._length, self._seed = length, seed
         self._scenes: dict[tuple[int, int], SyntheticScenes] = {}
 

@@ -35,7 +35,7 @@ class NpzTarget(Target):
 
     name = "npz"
     distribution = "numpy"
-    precisions = ("fp32",)
+    precisions = ("float32",)
     options = (click.Option(["--npz-scale"], type=float, default=1.0, help="Factor on kernels."),)
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
