@@ -37,7 +37,6 @@ from cris_edge.tokenizer import PromptWarning, Tokenizer
 from training.checkpoint import load_network, save_model
 from training.data.photos import Layout, Photo, read_layouts, read_photos, training_layouts
 from training.data.samples import LabelledSource
-from training.evaluate import TorchPredictor, score
 from training.finder import load_finder
 from training.maskhead import Options as MaskOptions
 from training.maskhead import Trainer as MaskTrainer
@@ -47,6 +46,7 @@ from training.model.nanodet import CLASSES
 from training.model.selector import Selector, SelectorSizes
 from training.phrases.nouns import Lexicon, build_lexicon
 from training.phrases.wordnet import WordNet
+from training.scoring import TorchPredictor, score
 from training.selection.candidate_cache import build_cache, read_cache
 from training.selection.examples import Pool, Sampler
 from training.selection.ingredients import ingredients_table, measure_ingredients

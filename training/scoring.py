@@ -23,6 +23,7 @@ from cris_edge.metrics import overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
 from training.data.samples import Example, Source
 from training.model import CRIS
+from training.model.candidatenet import CandidateNet
 from training.report import Case, Report
 
 Pixels = npt.NDArray[np.float32]
@@ -76,7 +77,7 @@ class TorchPredictor:
 
     def __init__(
         self,
-        model: CRIS,
+        model: CRIS | CandidateNet,
         device: torch.device | str = "cpu",
         *,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,

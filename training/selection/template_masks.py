@@ -14,11 +14,11 @@ import numpy as np
 from cris_edge.files import write_whole
 from training.data.photos import Photo, PhotoObject
 from training.data.samples import LabelledSource
-from training.evaluate import Predictor, score
 from training.model.nanodet import CLASSES
 from training.phrases.grammar import Describer
 from training.phrases.nouns import Lexicon
 from training.phrases.things import Scene, Thing
+from training.scoring import Predictor, score
 from training.selection.candidate_cache import CachedPhoto
 from training.selection.photo_scenes import box_iou, object_boxes, photo_scene
 from training.selection.pools import Shots

@@ -130,7 +130,7 @@ def test_options_of_targets_that_were_not_chosen_are_refused() -> None:
 
 
 def test_a_precision_that_the_target_does_not_take_is_refused() -> None:
-    with pytest.raises(OptionError, match="npz does not take fp16"):
+    with pytest.raises(OptionError, match="npz does not take float16"):
         Options(runtimes=("npz",), precision="fp16")
 
 
