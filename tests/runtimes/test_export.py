@@ -17,6 +17,7 @@ from cris_edge.bundle import Bundle
 from cris_edge.bundle.manifest import GRAPHS
 from cris_edge.errors import CheckpointError, ExportError, OptionError, RuntimeMissingError
 from cris_edge.image import preprocess
+from quantization.deploy_network import DeployNetwork
 from runtimes import onnx_graph
 from runtimes.accuracy import require
 from runtimes.export import Options, export, main
@@ -224,6 +225,37 @@ def test_int8_needs_a_quantized_checkpoint(tmp_path, checkpoint):
     with pytest.raises(ExportError, match="quantized checkpoint"):
         export(checkpoint, tmp_path / "out", Options(precision="int8"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True])
+def test_quantized_checkpoint_is_exported_in_the_form_of_each_runtime(tmp_path, shared):
+    from quantization.post_training import Scheme, quantize_module
+    from quantization.quantized_checkpoint import deploy, save_quantized
+    from runtimes.network import example_inputs
+
+    torch.manual_seed(0)
+    bare = deploy(CRIS(architecture(input_size=32, image_resolution=32)))
+    image = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
+    examples = example_inputs(tuple(bare.graphs.values()), image, np.array([[49406, 320, 49407] + [0] * 14]))
+    modules = [
+        quantize_module(module, [tuple(examples[name].values())], Scheme()) for name, module in bare.graphs.items()
+    ]
+    save_quantized(tmp_path / "int8.pt", DeployNetwork(bare.architecture, modules).eval())
+    options = Options(precision="int8", settings={"shared_onnx": True} if shared else {})
+    bundle = Bundle.open(export(tmp_path / "int8.pt", tmp_path / "bundle", options), thorough=True)
+    manifest = bundle.manifest
+    assert manifest.precision == "int8"
+    chains = {(row["runtime"], row["precision"]) for row in manifest.parity if row["graph"] == "chain"}
+    assert chains >= {(runtime, "int8+float32") for runtime in (*BOTH, "pytorch")}
+    forms = {row["form"] for row in manifest.parity if row["runtime"] == "pytorch"}
+    own = bundle.golden().own_logits
+    if shared:
+        assert forms == {"onnxruntime"} and not own
+        assert bundle.graph_files("openvino") == bundle.graph_files("onnxruntime")
+    else:
+        assert forms == set(BOTH) and set(own) == {"openvino"}
+        assert set(manifest.runtimes["openvino"].values()) == {f"openvino/{name}.xml" for name in GRAPHS}
 
 
 def test_other_vocabularies_are_refused(tmp_path):
