@@ -235,9 +235,9 @@ def test_a_mask_of_null_means_that_nothing_matches(folder: Path) -> None:
     assert absent.no_target and absent.mask is None and not absent.truth().any()
     assert absent.truth().shape == present.truth().shape and not present.no_target
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    with pytest.raises(DataError, match='line 3: it has no "mask"'):
+    with pytest.raises(DataError, match='line 3: It has no "mask"'):
         read_samples(path)
     unlabelled = read_samples(path, require_masks=False)[2]
     assert not unlabelled.no_target
-    with pytest.raises(DataError, match='line 3: it has no "mask"'):
+    with pytest.raises(DataError, match='line 3: It has no "mask"'):
         unlabelled.truth()
