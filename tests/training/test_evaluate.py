@@ -168,6 +168,9 @@ def test_the_command_scores_a_checkpoint_and_draws_a_gallery(
     captured = capsys.readouterr()
     assert "taken.json' cannot be written" in captured.err and "16 sentences" in captured.out  # what was found is told
     assert main([*command, "--precision", "int3"]) == 1
+    absent = ["--checkpoint", str(tmp_path / "absent.pt"), "--output", str(tmp_path / "new" / "report.json")]
+    assert main([*absent, "--data", str(discs)]) == 1
+    assert not (tmp_path / "new").exists()
     assert main(["--checkpoint", str(discs), "--data", str(discs)]) == 1
 
 
