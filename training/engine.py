@@ -277,11 +277,13 @@ class Trainer:
         size = self.schedule.size_at(state.step - 1)
         predictor = TorchPredictor(self.averaged, self.processes.device, autocast=self._autocast, input_size=size)
         shard = (self.processes.rank, self.processes.world)
-        report = score(predictor, self.val, threshold=self.config.loop.threshold, shard=shard)
+        # The head may still be untrained: it is measured by its AUROC, and empties no mask.
+        report = score(predictor, self.val, threshold=self.config.loop.threshold, min_presence=0.0, shard=shard)
         report.cases = self.processes.gather(report.cases)
         scores = report.scores.to_dict()
         seconds = round(time.perf_counter() - start, 1)
-        result = {"step": state.step, "size": size, "val": scores, "val_seconds": seconds}
+        generalized = {"generalized": report.generalized} if report.generalized else {}
+        result = {"step": state.step, "size": size, "val": {**scores, **generalized}, "val_seconds": seconds}
         if self.writer is not None:
             self.writer.write(result)
             logger.info("step %d: validation mIoU %.2f at %d pixels", state.step, scores["mIoU"], size)

@@ -1,1 +1,1 @@
-"""Where samples come from: labelled files, REFER, drawn scenes; and what is done to them."""
+"""Training data: labelled files, REFER and gRefCOCO, augmentation, and batches."""

@@ -1,4 +1,4 @@
-"""What is missing or broken in labelled data, line by line."""
+"""Checks of labelled data, line by line."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Size = tuple[int, int]
 
 @dataclass
 class Findings:
-    """What a check found.
+    """Results of a check.
 
     Attributes:
-        samples: lines looked at.
-        problems: kind of problem -> how many.
-        first: kind of problem -> where it was seen first.
+        samples: number of lines checked.
+        problems: kind of problem -> count.
+        first: kind of problem -> file and line of the first one.
     """
 
     samples: int = 0
@@ -44,7 +44,7 @@ class Findings:
 
 
 def check_file(path: Path, findings: Findings) -> list[str]:
-    """Look at every line of a JSON Lines file and add what is wrong to ``findings``.
+    """Check every line of a JSON Lines file and add its problems to ``findings``.
 
     Returns:
         The lines without a problem.
@@ -121,7 +121,7 @@ def _problems(line: str, folder: Path, sizes: dict[Path, Size | str]) -> Iterato
 
 
 def _image(path: Path) -> Size | str:
-    """Return the image's height and width, or what is wrong with it."""
+    """Return the image's height and width, or its problem."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -149,7 +149,7 @@ def _mask(sample: Sample, size: Size) -> Iterator[str]:
 
 
 def _mask_size(mask: Any) -> Size | None:
-    """Return height and width of a mask that has its own."""
+    """Return height and width of a mask, None for polygons, which have none."""
     if isinstance(mask, Mapping):
         size = mask.get("size")
         return (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None

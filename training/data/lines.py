@@ -1,4 +1,4 @@
-"""Labelled lines on their way to disk."""
+"""Atomic writes of JSON Lines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cris_edge.files import write_whole
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a file of lines, each with its end, whole or not at all.
+    """Write a file of lines, each with its line end, atomically.
 
     Raises:
-        DataError: it cannot be written; what was there before stays, and nothing else is left behind.
+        DataError: it cannot be written; an existing file is kept, and no other file is left.
     """
     try:
         write_whole(path, "".join(lines))
     except InputError as error:
-        raise DataError(f"{error}; free some space or give another folder: what was there before stays") from error
+        raise DataError(f"{error}; free some space or give another folder; an existing file was kept") from error

@@ -1,7 +1,7 @@
-"""Batches as a function of the step: what makes a killed run continue exactly.
+"""Batches as a function of the step, so that a killed run continues exactly.
 
-Which examples a step sees, and every random choice made about them, follow from (seed, epoch, index). Loader workers
-therefore hold no state, and a checkpoint need carry no sampler beyond the number of its step.
+The examples of a step, and every random choice about them, follow from (seed, epoch, index). Loader workers therefore
+have no state, and a checkpoint needs no sampler state beyond the number of its step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Batch:
         mask: (B*k, 1, S/4, S/4) float32 in [0, 1].
         present: (B*k,) float32; 0 for sentences that match nothing, whose mask is 0, else 1.
         ids: names of the B examples.
-        seconds: what making it took in its worker.
+        seconds: time to make it in its worker.
     """
 
     image: Tensor
@@ -68,11 +68,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Order:
-    """Which examples each step sees: a new permutation every epoch, read on without a seam into the next.
+    """The examples of each step: one permutation per epoch, read continuously from one epoch into the next.
 
     Attributes:
         length: examples in the source.
         batch_size: examples per step over all processes.
+        steps: of the run.
+        seed: of the permutations.
         accumulation: micro-batches per step.
         rank: this process, of ``world``.
         size_at: input size of a step.
@@ -116,14 +118,13 @@ class Examples(Dataset[dict[str, Any]]):
             example = self.source.load(index, size)
             made = self.transform(example, size, np.random.default_rng([self.seed, epoch, index]))
         except CrisEdgeError as error:
-            # Carried to the training process as a value: the loader would wrap it in a traceback that hides the
-            # sentence.
+            # Passed to the training process as a value: the loader would wrap it in a traceback that hides the message.
             return {"error": f"sample {self.source.id(index)}: {error}"}
         return {**made, "id": example.id, "seconds": time.perf_counter() - began}
 
 
 def collate(items: list[dict[str, Any]]) -> Batch | str:
-    """Stack examples into a batch, or return the first error's sentence."""
+    """Stack examples into a batch, or return the first error's message."""
     for item in items:
         if "error" in item:
             return str(item["error"])
@@ -143,7 +144,7 @@ def batches(
     """Yield micro-batches from step ``start`` on.
 
     Raises:
-        DataError: an example cannot be used, the sentence names it; or a worker failed or was killed.
+        DataError: an example cannot be used, the message names it; or a worker failed or was killed.
     """
     loader = DataLoader(
         examples,
@@ -153,7 +154,7 @@ def batches(
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
-        # Its own generator: the loader draws a seed when it starts, which must not move the training's random numbers.
+        # A separate generator: the loader draws a seed at start, which must not advance the training's generator.
         generator=torch.Generator().manual_seed(0),
     )
     if not workers:
@@ -184,10 +185,10 @@ def _unbroken(iterator: Iterator[Batch | str]) -> Iterator[Batch]:
 
 
 def _start(loader: DataLoader[Any]) -> Any:
-    """Start the workers; one that dies is told of where its batch is waited for, and nowhere else.
+    """Start the workers without PyTorch's SIGCHLD handler; a dead worker is reported where its batch is expected.
 
-    PyTorch's handler of SIGCHLD would raise in whatever line the trainer is at, and where that is a destructor or a
-    callback of the garbage collector, Python swallows the error and the handler never tells again.
+    That handler raises in whichever line the trainer is executing. In a destructor or a callback of the garbage
+    collector Python swallows the error, and the handler does not raise again.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return iter(loader)
@@ -195,13 +196,13 @@ def _start(loader: DataLoader[Any]) -> Any:
     try:
         return iter(loader)
     finally:
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # None: set by other than Python, and lost by now
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # None: it was not set from Python
 
 
 def _told(error: Exception, iterator: Any) -> str:
-    """Say what became of the workers. A killed one breaks the next read in several ways, some without a word."""
+    """Describe the failure of a worker. A killed one breaks the next read in several ways, some without a message."""
     for worker in iterator._workers:
-        worker.join(0.1)  # one that was just killed may not have been counted yet
+        worker.join(0.1)  # a worker killed just now may not be reaped yet
     signals = {-worker.exitcode for worker in iterator._workers if worker.exitcode and worker.exitcode < 0}
     if signals:
         numbers = " and ".join(map(str, sorted(signals)))
@@ -214,10 +215,10 @@ def _told(error: Exception, iterator: Any) -> str:
 
 
 def _end(iterator: Any) -> None:
-    """End the workers now, whoever still holds the iterator.
+    """Stop the workers now, even if something still references the iterator.
 
-    They ignore SIGTERM, by which both PyTorch and Python's exit would end those that do not answer: a process that
-    exits while one lives would wait for it forever.
+    They ignore SIGTERM, with which both PyTorch and Python's exit end workers that do not answer, so a process that
+    exits while one is alive would wait for it forever.
     """
     try:
         iterator._shutdown_workers()
@@ -228,7 +229,7 @@ def _end(iterator: Any) -> None:
 
 
 class _Keys:
-    """An iterable that can be iterated more than once, as the loader expects of a batch sampler."""
+    """A batch sampler: iterable more than once, as the loader expects."""
 
     def __init__(self, order: Order, start: int) -> None:
         self.order, self.start = order, start
@@ -241,12 +242,12 @@ class _Keys:
 
 
 def _quiet_worker(_: int) -> None:
-    # One core each: OpenCV would otherwise start a thread per core in every worker and slow the trainer down.
+    # One thread each: OpenCV would otherwise start one per core in every worker and slow the trainer down.
     import cv2
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    # Ctrl-C and a scheduler's notice reach the whole process group. Whether to stop is for the trainer to decide, which
-    # first finishes its step; workers end with it.
+    # Ctrl-C and a scheduler's notice reach the whole process group. The trainer decides when to stop, after its step;
+    # workers end with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -165,7 +165,7 @@ class SceneSource:
         """Draw scene ``index`` for an input of ``size`` pixels.
 
         Raises:
-            DataError: nothing can be drawn so small.
+            DataError: the size is too small for a scene.
         """
         height, width = (round(size * side) for side in SCENE_SHAPES[index % len(SCENE_SHAPES)])
         if min(height, width) < SMALLEST:
@@ -201,7 +201,7 @@ class SceneSource:
 
 
 SENTENCES_PER_SCENE = 4
-"""Sentences drawn for each scene."""
+"""Prompts per scene."""
 
 
 def open_source(text: str, *, by_image: bool = False) -> Source:

@@ -1,4 +1,4 @@
-"""From an example to what the network is trained on, with augmentations that keep the sentence true."""
+"""Convert examples to training arrays, with augmentations that keep the prompt true."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _ORDER = re.compile(r"\b(?:first|second|third|fourth|fifth|sixth|1st|2nd|3rd|nex
 
 
 def mirrored(sentence: str) -> str | None:
-    """Return the sentence that is true of the mirrored image, or None where that cannot be told.
+    """Return the prompt that is true of the mirrored image, or None if that is uncertain.
 
-    Left and right are swapped, whatever else they are part of ("leftmost", "right-hand"). None is for sentences in
+    Left and right are swapped, also inside other words ("leftmost", "right-hand"). None is returned for prompts in
     which "right" or "left" may mean something else, which mention text, numbers, clock or compass directions, or
     which count ("second chair") without saying from where.
     """
@@ -52,7 +52,7 @@ def mirrored(sentence: str) -> str | None:
 
 @dataclass(frozen=True)
 class Transform:
-    """Draws sentences of an example and converts it to arrays. All randomness comes from the generator it is given.
+    """Samples prompts of an example and converts it to arrays. All randomness comes from the given generator.
 
     Attributes:
         word_len: tokens per sentence.
@@ -160,17 +160,17 @@ MASK_TARGETS: dict[str, Callable[[npt.NDArray[np.bool_], Letterbox], npt.NDArray
     "nearest": letterbox_mask,
     "area": area_mask,
 }
-"""What ``--mask-target`` names."""
+"""Values of ``--mask-target``."""
 
 
 _tokenizer: Tokenizer | None = None
 
 
 def _tokens(sentences: list[str], length: int) -> npt.NDArray[np.int64]:
-    # One per process: loader workers are forked or spawned, and a tokenizer costs a fraction of a second to open.
+    # One per process: loader workers are forked or spawned, and opening a tokenizer takes a fraction of a second.
     global _tokenizer
     if _tokenizer is None:
         _tokenizer = Tokenizer()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PromptWarning)  # long sentences are cut, as the reference cuts them
+        warnings.simplefilter("ignore", PromptWarning)  # long prompts are truncated, as in the reference
         return _tokenizer(sentences, length=length)

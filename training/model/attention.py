@@ -23,8 +23,8 @@ def merge_heads(x: Tensor) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention (Vaswani et al., 2017, equation 1), as ``nn.MultiheadAttention`` computes it.
 
-    That class holds q, k and v in one parameter, which quantization tools cannot see through; here each is an
-    ``nn.Linear``. `training.checkpoint` splits and joins them so that public checkpoints load and save unchanged.
+    That class has q, k and v in one parameter, which quantization tools do not support; here each is an ``nn.Linear``.
+    `training.checkpoint` splits and joins them so that public checkpoints load and save unchanged.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
@@ -35,7 +35,7 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
-        # nn.MultiheadAttention draws q, k and v as one Xavier-uniform (3C, C) matrix, and starts every bias at zero.
+        # nn.MultiheadAttention initializes q, k and v as one Xavier-uniform (3C, C) matrix, and every bias with zero.
         bound = math.sqrt(6 / (4 * width))
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.uniform_(projection.weight, -bound, bound)
@@ -45,7 +45,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Attend from `query` (B, N, C) to `key` and `value` (B, M, C); `mask` is True where attention may look."""
+        """Attend from `query` (B, N, C) to `key` and `value` (B, M, C); `mask` is True at positions to attend to."""
         q = split_heads(self.q_proj(query), self.heads)  # (B, heads, N, d)
         k = split_heads(self.k_proj(key), self.heads)  # (B, heads, M, d)
         v = split_heads(self.v_proj(value), self.heads)
@@ -61,7 +61,7 @@ def dot_product_attention(
     """`q` (B, heads, N, d) and `k`, `v` (B, heads, M, d) -> (B, heads, N, d), as PyTorch's function of that name.
 
     On CPUs the backward pass of plain products of contiguous matrices is two to three times faster than that of
-    PyTorch's kernels, so training writes them out.
+    PyTorch's kernels, so training uses plain products.
     """
     if q.device.type != "cpu" or not q.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
@@ -77,11 +77,11 @@ def dot_product_attention(
 def attend(query: Tensor, key: Tensor, value: Tensor, penalty: Tensor | None = None) -> Tensor:
     """Attention written out, for export: `query` (B, heads, N, d), `key` (B, heads, d, M) already scaled.
 
-    `value` is (B, heads, M, d) and `penalty`, where given, is taken from the scores; returns (B, N, heads * d).
+    `value` is (B, heads, M, d) and `penalty`, if given, is subtracted from the scores; returns (B, N, heads * d).
     """
     scores = torch.matmul(query, key)  # (B, heads, N, M)
     if penalty is not None:
-        # Not `scores + bias`: OpenVINO 2026.4 computes product, sum, softmax, product in one kernel, which gives wrong
-        # numbers or NaN in bfloat16 when there is a sum. A difference it takes apart.
+        # Not `scores + bias`: OpenVINO 2026.4 fuses product, sum, softmax and product into one kernel, which returns
+        # wrong numbers or NaN in bfloat16. It does not fuse a difference.
         scores = scores - penalty
     return merge_heads(torch.matmul(scores.softmax(dim=-1), value))

@@ -17,7 +17,7 @@ from training.model.typed import typed
 
 
 class Bottleneck(nn.Module):
-    """ResNet bottleneck in which average pooling, not a strided convolution, halves the resolution."""
+    """ResNet bottleneck that halves the resolution by average pooling instead of a strided convolution."""
 
     expansion = 4
 
@@ -49,9 +49,9 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """CLIP's attention pool without the pooling: every position attends and stays, plus a residual (`connect`).
+    """CLIP's attention pool without the pooling: self-attention over all positions, plus a residual (`connect`).
 
-    CLIP would return only the mean token; CRIS keeps the map (paper, section 3.1).
+    CLIP returns only the mean token; CRIS keeps the map (paper, section 3.1).
     """
 
     def __init__(self, grid: int, width: int, heads: int, embed_dim: int) -> None:
@@ -66,7 +66,7 @@ class AttentionPool(nn.Module):
         self.connect = nn.Sequential(nn.Conv2d(width, embed_dim, 1, bias=False), nn.BatchNorm2d(embed_dim))
 
     def positions(self, height: int, width: int) -> Tensor:
-        """The positional embedding, its class row dropped, resized bicubically: (1, height * width, C)."""
+        """Return the positional embedding without its class row, resized bicubically: (1, height * width, C)."""
         grid = self.positional_embedding[1:].T.reshape(1, -1, self.grid, self.grid)
         resized = F.interpolate(grid.float(), size=(height, width), mode="bicubic", align_corners=False)
         return resized.flatten(2).transpose(1, 2)
@@ -151,7 +151,7 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, width) -> the same; a token sees itself and those before it."""
+        """(B, L, width) -> the same; a token attends to itself and earlier tokens."""
         normed = self.ln_1(x)
         x = x + self.attn(normed, normed, normed, is_causal=True)
         fed_forward: Tensor = self.mlp(self.ln_2(x))
@@ -159,7 +159,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The stack of text blocks; a module of its own because checkpoints name it so."""
+    """The stack of text blocks; a separate module because checkpoints name it so."""
 
     def __init__(self, width: int, layers: int, heads: int) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Transformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both encoders. `logit_scale` takes no part in CRIS; it is kept so that checkpoints go round unchanged."""
+    """Both encoders. `logit_scale` is not used by CRIS; it is kept so that checkpoints round-trip unchanged."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class CLIP(nn.Module):
         self._initialize_text(width, layers)
 
     def _initialize_text(self, width: int, layers: int) -> None:
-        """CLIP's own scheme: it matters when a small network is trained from scratch, without CLIP's weights."""
+        """Initialize as CLIP does, for small networks trained from scratch."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
@@ -207,7 +207,7 @@ class CLIP(nn.Module):
     def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) int64 -> words (B, L, C), not projected, and the sentence (B, embed_dim).
 
-        The sentence is read at the end token, which has the largest id of the vocabulary.
+        The sentence vector is taken at the end token, which has the largest id of the vocabulary.
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         words = self.ln_final(self.transformer(x))

@@ -1,4 +1,4 @@
-"""The vision-language decoder: every pixel attends to the others, then to the words (paper, section 3.3)."""
+"""The vision-language decoder: self-attention of pixels, then cross-attention to words (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, v: Tensor, t: Tensor, v_pos: Tensor, t_pos: Tensor, seen: Tensor) -> Tensor:
-        """Image tokens v (B, N, C), words t (B, L, C), `seen` (B, 1, 1, L) True for real words -> (B, N, C)."""
+        """Image tokens v (B, N, C), words t (B, L, C), `seen` (B, 1, 1, L), False for padding -> (B, N, C)."""
         x = self.norm1(v)
         q = k = x + v_pos
         v = v + self.dropout(self.self_attn_norm(self.self_attn(q, k, x)))
@@ -57,7 +57,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """n layers and a last norm. With n = 0 only the norm is left (paper, table 4)."""
+    """n layers and a final norm; n = 0 leaves only the norm (paper, table 4)."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(architecture.text_width)
 
     def forward(self, fused: Tensor, words: Tensor, padding: Tensor) -> Tensor:
-        """Fused (B, C, h, w), words (B, L, C), padding (B, L) True where there is no word -> (B, C, h, w)."""
+        """Fused (B, C, h, w), words (B, L, C), padding (B, L) True for padding tokens -> (B, C, h, w)."""
         batch, channels, height, width = fused.shape
         v = fused.flatten(2).transpose(1, 2)  # (B, h w, C)
         v_pos = image_positions(height, width, channels).to(v)

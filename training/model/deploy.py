@@ -1,21 +1,22 @@
 """CRIS as three modules for static export; the same function as `CRIS.forward`, rearranged in exact arithmetic.
 
-An app asks several things of one image and the same thing of many images, so whatever depends on the image alone is
-computed by `DeployImageEncoder`, whatever depends on the sentence alone by `DeployTextEncoder`, and the rest, per pair,
-by `DeployMaskDecoder`. What was moved, and why it is exact:
+An app asks several prompts about one image and one prompt about many images. Everything that depends on the image
+alone is computed by `DeployImageEncoder`, everything that depends on the prompt alone by `DeployTextEncoder`, and the
+rest, per pair, by `DeployMaskDecoder`. The rearrangements, all exact:
 
 - Batch norm is folded into the convolution before it. The neck's norm of (image x sentence) is ``a (v s) + b``; ``a``
-  goes to the sentence's vector.
-- A 1x1 convolution of a concatenation is the sum of two, one for each part: the part that does not see the sentence
+  is moved to the sentence vector.
+- A 1x1 convolution of a concatenation is the sum of two, one per part; the part that does not depend on the sentence
   belongs to the image. It also commutes with bilinear upsampling, whose weights sum to one.
-- Coordinate channels are constants, and so is what a convolution makes of them.
-- Keys and values of the decoder's cross-attention see the words alone.
+- Coordinate channels are constants, and so is their convolution.
+- Keys and values of the decoder's cross-attention depend on the words alone.
 - The last 1x1 convolution folds into the sentence's kernel, its bias into one constant for each of the nine taps.
 - A 3x3 convolution to one channel is a (9 x C) by (C x HW) matrix product and nine shifted additions. As a convolution
   its weights would depend on the input, which OpenVINO refuses; the transposed form of the product is avoided because
-  an ONNX Runtime optimizer was seen to compute it wrongly.
-- The products of the projector's 3x3 convolutions can be taken before the upsampling, on a quarter of the pixels or on
-  half of them. That is an option, `DeployMaskDecoder.at_resolution`: the one pays in float, the other in int8.
+  an ONNX Runtime optimizer computes it wrongly (1.31.1, MatmulTransposeFusion).
+- The products of the projector's 3x3 convolutions can be computed before the upsampling, on a quarter of the pixels or
+  on half of them (`DeployMaskDecoder.at_resolution`): the former is faster in float, the latter in int8.
+- The presence head is split: its query depends on the prompt alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from training.model.upsampled import HalfResolution, LowResolution
 
 Resolution = Literal["full", "half", "low"]
 
-# Taken from the scores of what must not be seen: exp(-1e4) is 0 in float32, and 1e4 fits every type a device may use.
+# Subtracted from the scores of masked positions: exp(-1e4) is 0 in float32, and 1e4 fits every type of a device.
 UNSEEN = 1e4
 
 
@@ -91,7 +92,7 @@ class DeployBottleneck(nn.Module):
 
 
 class DeployAttentionPool(nn.Module):
-    """`AttentionPool` for one grid, its positional embedding resized once."""
+    """`AttentionPool` for one grid size, with its positional embedding resized in advance."""
 
     positions: Tensor
 
@@ -113,7 +114,7 @@ class DeployAttentionPool(nn.Module):
 
 
 class DeployImageEncoder(nn.Module):
-    """Everything that sees the image alone: CLIP's image encoder and the neck's image half."""
+    """Everything that depends on the image alone: CLIP's image encoder and part of the neck."""
 
     input_names = ("image",)
     output_names = ("visual5", "visual4", "visual3")
@@ -153,7 +154,7 @@ class DeployImageEncoder(nn.Module):
 
 
 class DeployTextBlock(nn.Module):
-    """`ResidualAttentionBlock` with its attention written out."""
+    """`ResidualAttentionBlock` with explicit attention."""
 
     def __init__(self, block: ResidualAttentionBlock) -> None:
         super().__init__()
@@ -175,7 +176,7 @@ class DeployTextBlock(nn.Module):
 
 
 class DeployTextEncoder(nn.Module):
-    """Everything that sees the sentence alone, up to the kernel that will be slid over the pixels."""
+    """Everything that depends on the prompt alone, up to the projector's kernel."""
 
     input_names = ("tokens",)
 
@@ -219,7 +220,7 @@ class DeployTextEncoder(nn.Module):
 
     @staticmethod
     def _kernel(model: Parts) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-        """`proj.txt` composed with the 1x1 convolution it will meet, its rows put tap-major.
+        """Compose `proj.txt` with the 1x1 convolution that follows; rows are tap-major.
 
         With W, b the 1x1 convolution and k_t the sentence's kernel at tap t: k_t (W x + b) = (k_t W) x + k_t b.
         """
@@ -279,7 +280,7 @@ class DeployTextEncoder(nn.Module):
 
 
 class DeployDecoderLayer(nn.Module):
-    """`DecoderLayer` with its attention written out, and keys and values of the words given."""
+    """`DecoderLayer` with explicit attention; keys and values of the words are inputs."""
 
     positions: Tensor
 
@@ -311,7 +312,7 @@ class DeployDecoderLayer(nn.Module):
 
 
 class DeployPresence(nn.Module):
-    """The part of `PresenceHead` that sees the image."""
+    """The part of `PresenceHead` that depends on the image."""
 
     def __init__(self, head: PresenceHead) -> None:
         super().__init__()
@@ -321,7 +322,7 @@ class DeployPresence(nn.Module):
 
 
 class DeployMaskDecoder(nn.Module):
-    """What sees both: the neck's second half, the decoder, the projector."""
+    """Everything that depends on image and prompt: the rest of the neck, the decoder, the projector."""
 
     place: Tensor
 
@@ -426,7 +427,7 @@ class DeployMaskDecoder(nn.Module):
         return F.relu(self.vis2(upsample2(x)))
 
     def neck(self, visual5: Tensor, visual4: Tensor, visual3: Tensor, sentence_scale: Tensor) -> Tensor:
-        """The part of the neck that sees the sentence: (B, C, S/16, S/16)."""
+        """Compute the part of the neck that depends on the sentence: (B, C, S/16, S/16)."""
         f5 = F.relu(visual5 * sentence_scale + self.gate_shift)
         f4 = F.relu(visual4 + upsample2(self.f2_cat(f5)))
         f3 = F.relu(visual3 + self.f3_cat(f4))

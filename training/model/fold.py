@@ -9,7 +9,7 @@ from training.model.typed import typed
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The norm with its running statistics as ``x * scale + shift``, each (C,)."""
+    """Return the norm, with its running statistics, as ``x * scale + shift``, each (C,)."""
     norm = typed(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -17,7 +17,7 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int] = 0, stride: int = 1) -> nn.Conv2d:
-    """A convolution that holds these numbers."""
+    """Return a convolution with these weights."""
     out_channels, in_channels, *kernel = weight.shape
     module = nn.Conv2d(in_channels, out_channels, (kernel[0], kernel[1]), stride, padding, bias=bias is not None)
     module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
@@ -27,7 +27,7 @@ def conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int] = 0
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer that holds these numbers."""
+    """Return a linear layer with these weights."""
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     if bias is not None:
@@ -36,7 +36,7 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def conv_bn(convolution: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """Convolution and batch norm as one convolution with bias."""
+    """Return convolution and batch norm as one convolution with bias."""
     scale, shift = scale_and_shift(norm)
     return conv(
         convolution.weight * scale[:, None, None, None],

@@ -10,7 +10,7 @@ from training.model.architecture import Architecture
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; the resolution stays."""
+    """Convolution without bias, batch norm, ReLU; keeps the resolution."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -19,7 +19,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequent
 
 
 def upsample2(x: Tensor) -> Tensor:
-    """Twice the resolution, bilinear, corners not aligned."""
+    """Double the resolution bilinearly (align_corners=False)."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -32,7 +32,7 @@ def coordinates(height: int, width: int) -> Tensor:
 def repeat_images(x: Tensor, times: int) -> Tensor:
     """(B, C, h, w) -> (B * times, C, h, w), each image `times` in a row.
 
-    The copies have their channels last in memory: in the usual order, everything after would be put in order again.
+    The copies are channels-last in memory, so that later layers need not convert them.
     """
     if times == 1:
         return x
@@ -40,7 +40,7 @@ def repeat_images(x: Tensor, times: int) -> Tensor:
 
 
 class CoordConv(nn.Module):
-    """3x3 convolution that also sees where it is (Liu et al., 2018)."""
+    """3x3 convolution with coordinate channels (Liu et al., 2018)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -74,15 +74,15 @@ class Neck(nn.Module):
         self.coordconv = nn.Sequential(CoordConv(channels), conv_bn_relu(channels, channels, 3))
 
     def forward(self, features: tuple[Tensor, Tensor, Tensor], sentence: Tensor) -> Tensor:
-        """c3, c4, c5 of B images and N sentences (N, embed), N / B to an image -> fused (N, C, S/16, S/16)."""
+        """c3, c4, c5 of B images and N sentences (N, embed), N / B per image -> fused (N, C, S/16, S/16)."""
         f3, f4, f5 = self.pyramid(features, sentence)
         fused: Tensor = self.coordconv(self.aggregate(f3, f4, f5))
         return fused
 
     def pyramid(self, features: tuple[Tensor, Tensor, Tensor], sentence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sentence gates the deepest map, which then flows down: f3, f4 at S/16 and f5 at S/32."""
+        """Return f3, f4 at S/16 and f5 at S/32; the sentence gates f5, from which f4 and then f3 are computed."""
         c3, c4, c5 = features
-        # What does not see the sentence is computed once an image, however many sentences ask about it.
+        # Independent of the sentence: computed once per image, for any number of sentences.
         visual = (F.avg_pool2d(self.f3_v_proj(c3), 2), self.f2_v_proj(c4), self.f1_v_proj(c5))
         v3, v4, v5 = (repeat_images(v, len(sentence) // len(v)) for v in visual)
         gate = self.txt_proj(sentence)[:, :, None, None]  # (N, neck_width5, 1, 1)
@@ -92,7 +92,7 @@ class Neck(nn.Module):
         return f3, f4, f5
 
     def aggregate(self, f3: Tensor, f4: Tensor, f5: Tensor) -> Tensor:
-        """The three maps at S/16, side by side, and back to C channels."""
+        """Concatenate the three maps at S/16 and project them to C channels."""
         maps = (self.f4_proj3(f3), self.f4_proj4(f4), upsample2(self.f4_proj5(f5)))
         aggregated: Tensor = self.aggr(torch.cat(maps, dim=1))
         return aggregated

@@ -1,4 +1,4 @@
-"""Image and text projectors: the sentence becomes a kernel that is slid over the pixels (paper, section 3.4)."""
+"""Image and text projectors: the sentence becomes a convolution kernel over the pixels (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.model.neck import conv_bn_relu
 class Projector(nn.Module):
     """Text-to-pixel: the dot product of a sentence's projection with each 3x3 patch of projected pixels.
 
-    Without contrastive learning (table 4) the kernel is one learnt convolution, the same for every sentence.
+    Without contrastive learning (table 4) the kernel is one learned convolution, the same for every sentence.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -40,6 +40,6 @@ class Projector(nn.Module):
         batch, half, height, width = x.shape
         projected = self.txt(sentence)  # (B, 9 C/2 + 1): a kernel, channel-major, and a bias
         weight, bias = projected[:, :-1].reshape(batch, half, 3, 3), projected[:, -1]
-        # One group a sentence: a batch of different kernels in one convolution.
+        # One group per sentence: a batch of different kernels in one convolution.
         logits = F.conv2d(x.reshape(1, batch * half, height, width), weight, bias, padding=1, groups=batch)
         return logits.transpose(0, 1)

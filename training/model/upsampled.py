@@ -1,13 +1,13 @@
-"""A 3x3 convolution after bilinear doubling, its products taken before the doubling: the same sums, fewer operations.
+"""A 3x3 convolution after bilinear doubling, with its products computed first: the same sums, fewer operations.
 
-The nine taps of a convolution commute with an upsampling that treats each channel alike: the products can be taken at
-low resolution, where there are four times fewer pixels, and the nine results doubled, shifted and added. Doubling and
-shift are separable and constant, so rows are one matrix and columns another, borders included: beyond them the
-convolution sees zeros and the upsampling repeats the last pixel.
+The nine taps of a convolution commute with an upsampling that treats all channels alike. The products can be computed
+at low resolution, on a quarter of the pixels, and the nine results upsampled, shifted and added. Upsampling and shift
+are separable and constant, so rows are one matrix and columns another. Borders are included: beyond them the
+convolution has zeros, and the upsampling repeats the last pixel.
 
-`LowResolution` does so in both directions, for runtimes that compute in float; `HalfResolution` for the columns alone,
-for integers: what is left is an integer convolution, one more tensor to quantize, and a product with a matrix whose
-entries are whole quarters, which integers hold exactly. docs/decisions.md has the measurements.
+`LowResolution` does this in both directions, for float arithmetic. `HalfResolution` does it for the columns alone, for
+int8: it leaves an integer convolution, one more tensor to quantize, and a product with a matrix of multiples of 1/4,
+which integers represent exactly. docs/decisions.md has the measurements.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from training.model.fold import conv
 class LowResolution(nn.Module):
     """ReLU of `convolution` (3x3, stride 1, padding 1) of a doubled map, from and to tokens, channels last.
 
-    Channels come last because then no tensor is turned round between the products, the rows, the columns and the next
-    layer: each reshape below is another view of the same numbers.
+    With channels last no tensor is transposed between the products, the rows, the columns and the next layer: every
+    reshape below is a view.
 
     Args:
         convolution: With bias.
@@ -55,7 +55,7 @@ class HalfResolution(nn.Module):
 
     Attributes:
         taps: The convolution's three columns side by side, as one 3x1 convolution to 3 D channels, tap-major. The bias
-            is the middle tap's, which no border cuts off.
+            is added in the middle tap, which every border keeps.
 
     Args:
         convolution: With bias.
@@ -77,7 +77,7 @@ class HalfResolution(nn.Module):
         """(B, C, S, S) -> (B, D, 2S, 2S)."""
         side = self.side
         tall = F.interpolate(x, size=(2 * side, side), mode="bilinear", align_corners=False)
-        # Channels last, as integer convolutions write: the reshape is another view of the same numbers.
+        # Channels last, as integer convolutions write their output: the reshape is a view.
         taps = self.taps(tall).permute(0, 2, 3, 1).reshape(-1, 2 * side, 3 * side, self.width)
         return F.relu(torch.matmul(self.columns, taps)).permute(0, 3, 1, 2)
 
@@ -94,14 +94,14 @@ def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
     """
     height, width = x.shape[2:]
     products = _multiply(x.permute(0, 2, 3, 1).flatten(1, 2), _taps(weight))
-    # Made anew each time: kept, they would be kept from inside a tracer or `inference_mode` too. Their cost is nothing.
+    # Computed at every call, at negligible cost: a cache could keep tensors of a tracer or of `inference_mode`.
     rows, columns = _rows(height).to(products), _columns(width).to(products)
     return _double(products, rows, columns, len(weight)).permute(0, 3, 1, 2)
 
 
 def _multiply(tokens: Tensor, taps: Iterable[Tensor]) -> Tensor:
     """Tokens (B, H W, C) and three matrices of `_taps` -> (B, 3 H W, 3 D), as `_double` takes them."""
-    # Three products and not one: joined along the rows, they are what the matrix of the rows takes.
+    # Three products instead of one: concatenated along the rows, they are the operand of the row matrix.
     return torch.cat([torch.matmul(tokens, tap) for tap in taps], dim=1)
 
 
@@ -129,17 +129,17 @@ def _shifts(side: int) -> Tensor:
 
 
 def _rows(side: int) -> Tensor:
-    """(2 side, 3 side), tap, then place: three lines of products doubled, shifted and added."""
+    """(2 side, 3 side), tap-major: three lines of products doubled, shifted and added."""
     return _shifts(side).transpose(0, 1).flatten(1).contiguous()
 
 
 def _columns(side: int) -> Tensor:
-    """(2 side, 3 side), place, then tap: a line of three taps a place, doubled, shifted and added."""
+    """(2 side, 3 side), position-major: a line of three taps per position, doubled, shifted and added."""
     return _shifts(side).permute(1, 2, 0).flatten(1).contiguous()
 
 
 def shift_of_doubled(side: int, tap: int) -> Tensor:
-    """(2 side, side): a line doubled, then shifted as tap 0, 1 or 2 sees it, with zeros beyond the ends."""
-    line = torch.eye(side)[None, None]  # each column of the matrix is what one pixel becomes
+    """(2 side, side): a line doubled, then shifted for tap 0, 1 or 2, with zeros beyond the ends."""
+    line = torch.eye(side)[None, None]  # a column of the result is the response to one pixel
     doubled = F.interpolate(line, size=(2 * side, side), mode="bilinear", align_corners=False)[0, 0]
     return F.pad(doubled, (0, 0, 1, 1))[tap : tap + 2 * side]

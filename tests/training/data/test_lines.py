@@ -26,7 +26,7 @@ def test_a_full_disk_gets_a_sentence_and_loses_nothing(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(DataError, match=r"train\.jsonl' cannot be written: No space left on device.*stays"):
+    with pytest.raises(DataError, match=r"train\.jsonl' cannot be written: No space left on device.*was kept"):
         write_lines(path, ["after\n"])
     assert path.read_text() == "before\n"
     assert list(tmp_path.iterdir()) == [path]

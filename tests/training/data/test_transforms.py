@@ -84,7 +84,7 @@ def test_the_target_is_the_references_training_mask_where_the_loss_looks(golden:
 
 
 def drawn_by_inference(target: np.ndarray, letterbox: Letterbox, threshold: float) -> np.ndarray:
-    """The mask that a network which learnt its target to the last digit would give."""
+    """Return the mask of a network that predicts its target exactly."""
     share = np.clip(target, 1e-6, 1 - 1e-6)
     odds = share / (1 - share) * (threshold / (1 - threshold))
     return postprocess(np.log(odds).astype(np.float32)[None, None], letterbox) > threshold
