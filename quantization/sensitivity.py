@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cris_edge.errors import CrisEdgeError
+from cris_edge.errors import CheckpointError, CrisEdgeError
 from cris_edge.image import THRESHOLD, postprocess, preprocess
 from cris_edge.metrics import iou, logits_agreement
 from cris_edge.tokenizer import Tokenizer
@@ -191,11 +191,13 @@ def main(checkpoint: Path, data: str, output: Path, images: int) -> None:
     """Run the command line."""
     from quantization.quantized_checkpoint import deploy, load_quantized
     from training.data.samples import open_source
-    from training.model import CRIS
+    from training.model import CRIS, Architecture
 
     try:
         source = open_source(data, by_image=True)
         network, _ = load_quantized(checkpoint)
+        if not isinstance(network.architecture, Architecture):
+            raise CheckpointError(f"{checkpoint} is not a quantized CRIS; sensitivity is only measured for CRIS.")
         bare = deploy(CRIS(network.architecture), network.mask_decoder.resolution)
         rows = measure(network, grouped(network, bare), source, limit=images)
         write_table(rows, output / "sensitivity.csv")
