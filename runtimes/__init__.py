@@ -1,1 +1,1 @@
-"""Lowering: a trained CRIS becomes the files that each runtime runs best, is proved equal, and is scored."""
+"""Export: lower a trained network to the files of each runtime, compare them with PyTorch, and score them."""
