@@ -43,7 +43,7 @@ logger = logging.getLogger("cris_edge.runtimes")
 
 
 def default_runtimes() -> tuple[str, ...]:
-    """Return the names of the targets that an export includes unless told otherwise."""
+    """Return the names of the targets that an export includes by default."""
     return tuple(name for name, target in known_targets().items() if target.default)
 
 

@@ -32,7 +32,7 @@ _RIDGE = 1e-2  # on standardized statistics, relative to one prompt: keeps coeff
 
 @dataclass(frozen=True)
 class Observations:
-    """What a network says about labelled prompts.
+    """Logit statistics and presence of a network on labelled prompts.
 
     Attributes:
         statistics: (N, K) of the logits.

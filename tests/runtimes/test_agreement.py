@@ -16,7 +16,7 @@ SIZE = 128
 
 
 class Blob:
-    """Finds a square of side 16 at a place that depends on the sentence, `moved` logits to the right of it."""
+    """Finds a square of side 16 whose position depends on the prompt, moved right by `moved` logits."""
 
     def __init__(self, moved: int = 0, louder: float = 0.0, silent: bool = False) -> None:
         self.input_size, self.word_len, self.runtime, self.precision = SIZE, 17, "a fake", "float32"
@@ -25,8 +25,8 @@ class Blob:
     def logits(self, pixels: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         assert pixels.shape == (1, 3, SIZE, SIZE)
         found = np.full((len(tokens), 1, SIZE // 4, SIZE // 4), -4.0, np.float32)
-        for row, sentence in zip(found, tokens, strict=True):
-            column = int(sentence.sum()) % 8 + self.moved
+        for row, prompt in zip(found, tokens, strict=True):
+            column = int(prompt.sum()) % 8 + self.moved
             if not self.silent:
                 row[0, 8:24, column : column + 16] = 4.0 + self.louder
         return found

@@ -352,14 +352,14 @@ def test_a_presence_head_is_exported_and_compared(folder):
     for row in scored.values():
         assert row["AUROC"] == pytest.approx(scored["pytorch"]["AUROC"], abs=3)
     model = load_model(path)
-    image, tokens = drawn(bundle)
+    image, tokens = inputs(bundle)
     expected = model.forward_with_presence(torch.from_numpy(image), torch.from_numpy(tokens))[1].sigmoid().item()
     for runtime in BOTH:
         with Segmenter(bundle, runtime=runtime, precision="float32") as segmenter:
             assert segmenter.logits_and_presence(image, tokens)[1] == pytest.approx(expected, abs=1e-4)
 
 
-def drawn(bundle):
+def inputs(bundle):
     golden = bundle.golden()
     return preprocess(golden.images[0], bundle.manifest.input_size)[0], golden.tokens[:1]
 
@@ -371,7 +371,7 @@ def test_a_network_without_a_head_is_calibrated_where_there_are_negatives(folder
     assert presence.source == "calibration"
     assert presence.metrics["matching"] + presence.metrics["not_matching"] >= 40
     with Segmenter(bundle, runtime="onnxruntime") as segmenter:
-        _, found = segmenter.logits_and_presence(*drawn(bundle))
+        _, found = segmenter.logits_and_presence(*inputs(bundle))
         assert 0 < found < 1
     with caplog.at_level(logging.INFO, logger="cris_edge.runtimes"):
         plain = Bundle.open(export(checkpoint, folder / "uncalibrated", Options(data="scenes:val:2:3", max_drop=100)))

@@ -123,7 +123,7 @@ def test_difference_within_the_tolerance_is_recorded(reference):
 
 
 def test_errors_that_add_up_only_in_the_chain_are_found(reference):
-    # Within the tolerance of the feature, not within that of the logits: the network is fed a larger kernel here.
+    # Within the tolerance of the feature, not within that of the logits: this network receives a larger kernel.
     scaled = [logits + np.float32(2e-3) for logits in reference.logits]
     other = Reference(reference.probes, reference.modules, scaled, reference.threshold)
     with pytest.raises(ExportError, match="chain of the three graphs"):

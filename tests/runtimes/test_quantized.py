@@ -108,8 +108,8 @@ def test_openvino_matches_pytorch_in_integers(
     for (image,) in samples:
         with torch.no_grad():
             close(compiled({"image": image.numpy()})[0], modules["openvino"](image).numpy())
-    told = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
-    kinds = Counter((info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in told)
+    infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    kinds = Counter((info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in infos)
     assert kinds["Convolution", "u8"] + kinds["Convolution", "i8"] == 4
     assert kinds["FullyConnected", "u8"] + kinds["FullyConnected", "i8"] == 4
 
@@ -130,13 +130,13 @@ def test_openvino_adds_in_float(graphs: dict[str, onnx.ModelProto]) -> None:
 def test_biases_match_the_integer_graph(
     quantized: nn.Module, modules: dict[str, nn.Module], samples: list[tuple[torch.Tensor]]
 ) -> None:
-    told: dict[str, Any] = {}
+    rounded: dict[str, Any] = {}
     inputs = {"image": samples[0][0]}
     with _exportable(modules["onnxruntime"], inputs):
-        lower(onnx_graph.trace("image_encoder", modules["onnxruntime"], inputs, ("out",)), "onnxruntime", told)
+        lower(onnx_graph.trace("image_encoder", modules["onnxruntime"], inputs, ("out",)), "onnxruntime", rounded)
     before, settled = (dict(module.named_parameters()) for module in (quantized, modules["onnxruntime"]))
-    assert set(told) == {name for name in settled if name.endswith("bias") and not name.startswith("norm")}
-    for name, values in told.items():
+    assert set(rounded) == {name for name in settled if name.endswith("bias") and not name.startswith("norm")}
+    for name, values in rounded.items():
         assert np.allclose(settled[name].detach().numpy(), values, rtol=1e-6)
         assert 0 < (settled[name] - before[name]).abs().max() < 1e-2
 

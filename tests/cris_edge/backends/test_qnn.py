@@ -207,6 +207,6 @@ def test_openvino_explains_a_missing_npu() -> None:
     from cris_edge.backends import ov
 
     if any(device.startswith("npu") for device in ov.devices(ov.shared_core(ov.load()))):
-        pytest.skip("there is an NPU here")
+        pytest.skip("this machine has an NPU")
     with pytest.raises(OptionError, match="An NPU needs its driver, which also brings the compiler"):
         registry.create("openvino", BackendOptions(device="NPU"))

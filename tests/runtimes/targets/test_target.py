@@ -1,4 +1,4 @@
-"""A target is one file: a toy one, registered here, goes through the whole export and its own checks."""
+"""A target is one file: a toy target defined in this test passes the whole export."""
 
 from __future__ import annotations
 
