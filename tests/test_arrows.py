@@ -41,6 +41,8 @@ OPTIONAL = {
     "onnxruntime": "cris_edge/backends/ort.py",
     "onnxruntime_qnn": "cris_edge/backends/qnn.py",
     "openvino": "cris_edge/backends/ov.py",
+    "pillow_heif": "cris_edge/image/decoding.py",
+    "rawpy": "cris_edge/image/decoding.py",
     "prometheus_client": "cris_edge/serve/monitoring.py",
     "python_multipart": "cris_edge/serve/app.py",
     "supervision": "cris_edge/result.py",

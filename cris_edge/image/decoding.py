@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cris_edge.errors import ImageError, OptionError, first_line
+from cris_edge.image.completeness import check_complete
 from cris_edge.image.header import read_header
 
 if TYPE_CHECKING:
@@ -35,7 +37,15 @@ MAX_SIDE = 65_535  # JPEG's own limit
 MAX_FILE_BYTES = 1 << 30
 
 
-def load_image(source: ImageSource, *, color: str = "rgb") -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class _Limits:
+    pixels: int
+    incomplete: bool
+
+
+def load_image(
+    source: ImageSource, *, color: str = "rgb", max_pixels: int = MAX_PIXELS, incomplete: bool = False
+) -> NDArray[np.uint8]:
     """Load an image from any source.
 
     Args:
@@ -51,6 +61,8 @@ def load_image(source: ImageSource, *, color: str = "rgb") -> NDArray[np.uint8]:
 
             Transparent images are composited on white, as viewers and browsers show them.
         color: Channel order of arrays: "rgb", or "bgr" as in OpenCV. Other sources ignore it.
+        max_pixels: Most pixels that are accepted; checked before anything is decoded.
+        incomplete: Whether to accept a JPEG of which rows or scans are missing; decoders fill them with grey.
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous.
@@ -61,18 +73,19 @@ def load_image(source: ImageSource, *, color: str = "rgb") -> NDArray[np.uint8]:
     """
     if color not in ("rgb", "bgr"):
         raise OptionError(f'color is {color!r}; expected "rgb" or "bgr".')
+    limits = _Limits(max_pixels, incomplete)
     if isinstance(source, np.ndarray):
-        return _from_array(source, color)
+        return _from_array(source, color, limits)
     if isinstance(source, (str, os.PathLike)):
         name = os.fsdecode(source)
-        return _decode(_read_file(name), f"{name!r}")
+        return _decode(_read_file(name), f"{name!r}", limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), "The encoded image")
+        return _decode(bytes(source), "The encoded image", limits)
     pillow = sys.modules.get("PIL.Image")  # a caller with a PIL image has imported it
     if pillow is not None and isinstance(source, pillow.Image):
-        return _from_pillow(source)
+        return _from_pillow(source, limits)
     if hasattr(source, "__array__"):
-        return _from_array(_as_array(source), color)
+        return _from_array(_as_array(source), color, limits)
     raise ImageError(
         f"An image cannot be read from {describe(source)}; pass a path, the bytes of an image file, "
         "a (H, W, 3) uint8 numpy array or a PIL image."
@@ -105,7 +118,7 @@ def _read_file(name: str) -> bytes:
         raise ImageError(f"The image file {name!r} cannot be read: {reason}.") from error
 
 
-def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
+def _decode(data: bytes, name: str, limits: _Limits) -> NDArray[np.uint8]:
     import cv2
 
     if not data:
@@ -113,26 +126,65 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     header = read_header(data)
     if header is None:
         raise ImageError(f"{name} is not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, …).")
-    if header.format == "HEIC":
-        raise ImageError(f"{name} is a HEIC image, which OpenCV does not read; convert it to JPEG or PNG.")
+    if header.format in ("HEIC", "RAW"):
+        _check_size(header.height, header.width, name, limits)
+        return _decode_with_library(data, name, header.format, limits)
+    if header.colour_space:
+        raise ImageError(f"{name} is in the colour space {header.colour_space}, which is not read; convert it to RGB.")
     if header.truncated:
         raise ImageError(f"{name} is incomplete: its {header.format} data ends early; copy or download it again.")
-    _check_size(header.height, header.width, name)
+    _check_size(header.height, header.width, name, limits)
+    if header.format == "TIFF" and not header.width * header.height:
+        raise ImageError(f"{name} is damaged or incomplete: its TIFF header states no size.")
     # IMREAD_COLOR would drop transparency, which JPEG does not have.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if header.format == "JPEG" else cv2.IMREAD_UNCHANGED
+    if not header.ended:
+        data += b"\xff\xd9"
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (cv2.error, MemoryError) as error:
         raise ImageError(f"{name} cannot be decoded as {header.format}: {first_line(error)}.") from error
     if pixels is None or pixels.size == 0:
         raise ImageError(f"{name} cannot be decoded: its {header.format} data is damaged or not supported by OpenCV.")
-    _check_size(pixels.shape[0], pixels.shape[1], name)
-    if pixels.dtype == np.uint16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
+    _check_size(pixels.shape[0], pixels.shape[1], name, limits)
+    if header.format == "JPEG" and not limits.incomplete:
+        check_complete(data, np.asarray(pixels, np.uint8), header, name)
+    if header.transparent_grey is not None and pixels.ndim == 2:
+        white = 65535 if pixels.dtype == np.uint16 else 255
+        pixels = np.where(pixels == header.transparent_grey, white, pixels).astype(pixels.dtype)
+    if pixels.dtype == np.uint16 or (header.maximum and pixels.dtype == np.uint8):
+        pixels = cv2.convertScaleAbs(pixels, alpha=255 / (header.maximum or 65535))
     if pixels.dtype != np.uint8:
         raise ImageError(f"{name} has {pixels.dtype} values; convert it to an image of 8 or 16 bits per channel.")
     rgb = _to_rgb(np.asarray(pixels, np.uint8), "bgr")
     return rgb if header.format == "TIFF" else _turn(rgb, header.orientation)  # OpenCV's TIFF decoder applies it
+
+
+def _decode_with_library(data: bytes, name: str, kind: str, limits: _Limits) -> NDArray[np.uint8]:
+    """Decode a camera's raw file or a HEIC image, which OpenCV cannot, if the library for it is installed."""
+    import io
+
+    try:
+        if kind == "RAW":
+            import rawpy
+
+            with rawpy.imread(io.BytesIO(data)) as raw:
+                _check_size(raw.sizes.height, raw.sizes.width, name, limits)
+                return np.ascontiguousarray(raw.postprocess(), np.uint8)
+        import pillow_heif
+
+        image = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+        _check_size(image.size[1], image.size[0], name, limits)
+        return _from_pillow(image.to_pillow(), limits)
+    except ModuleNotFoundError as error:
+        library = "rawpy" if kind == "RAW" else "pillow-heif"
+        raise ImageError(
+            f"{name} is a {kind} image, which OpenCV does not read; convert it to JPEG, or pip install {library}."
+        ) from error
+    except ImageError:
+        raise
+    except Exception as error:  # the libraries have no common base of errors
+        raise ImageError(f"{name} cannot be decoded as {kind}: {first_line(error)}.") from error
 
 
 def _turn(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -146,7 +198,7 @@ def _turn(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rgb)
 
 
-def _from_array(array: NDArray[Any], color: str) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any], color: str, limits: _Limits) -> NDArray[np.uint8]:
     shape = array.shape
     if array.dtype != np.uint8:
         raise ImageError(f"The image is {describe(array)}; expected uint8 (0 to 255).{_advice(array)}")
@@ -157,23 +209,18 @@ def _from_array(array: NDArray[Any], color: str) -> NDArray[np.uint8]:
         )
     if array.size == 0:
         raise ImageError(f"The image array has no pixels: its shape is {shape}.")
-    _check_size(shape[0], shape[1], "The image array")
+    _check_size(shape[0], shape[1], "The image array", limits)
     return _to_rgb(np.asarray(array), color)
 
 
-def _from_pillow(image: Any) -> NDArray[np.uint8]:
-    _check_size(image.height, image.width, "The PIL image")
+def _from_pillow(image: Any, limits: _Limits) -> NDArray[np.uint8]:
+    _check_size(image.height, image.width, "The PIL image", limits)
     if image.width == 0 or image.height == 0:
         raise ImageError(f"The PIL image has no pixels: its size is {image.size}.")
     try:
         orientation = image.getexif().get(0x0112, 1)
-        if image.mode.startswith("I"):
-            values = np.asarray(image)
-            if values.min() < 0 or values.max() > 65535:
-                raise ImageError(f'The PIL image (mode "{image.mode}") exceeds 0 to 65,535; convert it to 8 bits.')
-            converted = _to_rgb(np.round(values / 257).astype(np.uint8), "rgb")
-        elif image.mode == "F":
-            raise ImageError('The PIL image has float pixels (mode "F"); scale it to 0..255 and convert it to "L".')
+        if image.mode.startswith("I") or image.mode == "F":
+            converted = _to_rgb(_grey_to_8_bits(np.asarray(image), image.mode), "rgb")
         elif image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
             converted = _to_rgb(np.asarray(image.convert("RGBA")), "rgb")
         else:
@@ -183,6 +230,15 @@ def _from_pillow(image: Any) -> NDArray[np.uint8]:
     except Exception as error:  # Pillow decodes lazily, and its decoders raise many types on damaged files
         raise ImageError(f"The PIL image cannot be decoded: {first_line(error)}.") from error
     return _turn(converted, orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1)
+
+
+def _grey_to_8_bits(values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
+    """Scale grey of more than 8 bits by the smallest range that holds it: 65,535, for floats also 1 or 255."""
+    low, high = float(values.min()), float(values.max())
+    white = next((white for white in ((1, 255, 65535) if mode == "F" else (65535,)) if high <= white), None)
+    if white is None or not low >= 0:  # NaN is not
+        raise ImageError(f'The PIL image (mode "{mode}") exceeds 0 to 65,535; convert it to 8 bits.')
+    return np.round(values * (255 / white)).astype(np.uint8)
 
 
 def _to_rgb(array: NDArray[np.uint8], color: str) -> NDArray[np.uint8]:
@@ -204,11 +260,11 @@ def _to_rgb(array: NDArray[np.uint8], color: str) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(array, cv2.COLOR_BGR2RGB), np.uint8) if color == "bgr" else array
 
 
-def _check_size(height: int, width: int, name: str) -> None:
-    if height * width > MAX_PIXELS:
+def _check_size(height: int, width: int, name: str, limits: _Limits) -> None:
+    if height * width > limits.pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {height * width / 1e6:,.0f} megapixels; the limit is "
-            f"{MAX_PIXELS / 1e6:,.0f}. Resize or crop it first."
+            f"{limits.pixels / 1e6:,.0f}. Resize or crop it first."
         )
     if max(height, width) > MAX_SIDE:
         raise ImageError(f"{name} has {width} x {height} pixels; the limit is {MAX_SIDE:,} per side. Resize it first.")

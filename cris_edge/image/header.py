@@ -9,14 +9,22 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_STANDALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a length: TEM, RST0-7, SOI, EOI
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15; the other three are tables
-_PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})\s")
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+_PNM = re.compile(rb"P[1-6]" + _GAP + rb"(\d{1,10})" + _GAP + rb"(\d{1,10})\s")
+_PNM_MAXIMUM = re.compile(_GAP + rb"(\d{1,5})\s")
 _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
+_TIFF_COLOURS = {8: "CIELAB", 9: "ICC LAB", 10: "ITU LAB", 32803: "RAW", 34892: "RAW"}  # by PhotometricInterpretation
+_PHOTOMETRIC, _SUB_IMAGES, _DNG_VERSION, _REDUCED = 0x0106, 0x014A, 0xC612, 0x00FE
+_CAMERA = 0x010F  # its maker
+_RAW_MAGIC = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
+# EXIF orientation of AVIF's quarter turns anticlockwise, followed by: no mirror, top to bottom, left to right.
+_AVIF_ORIENTATIONS = ((1, 4, 2), (8, 5, 7), (3, 2, 4), (6, 7, 5))
 
 
 @dataclass(frozen=True)
@@ -24,11 +32,16 @@ class ImageHeader:
     """Header of an encoded image.
 
     Attributes:
-        format: "JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "PNM", "JPEG 2000", "AVIF" or "HEIC".
+        format: "JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "PNM", "JPEG 2000", "AVIF", "HEIC" or "RAW".
         width: Columns as stored, before the orientation is applied; 0 if unknown.
         height: Rows as stored, before the orientation is applied; 0 if unknown.
         orientation: EXIF orientation, 1 (upright) to 8.
-        truncated: Whether the data ends early (checked for JPEG, PNG and WebP).
+        truncated: Whether the data ends early (checked for JPEG, PNG and WebP; a JPEG may still lack rows).
+        maximum: Value that means white; 0 if it is the largest of the pixels' type.
+        transparent_grey: Value that means transparent in a grey PNG; None if there is none.
+        colour_space: Name of a colour space that is not read; empty otherwise.
+        progressive: Whether a JPEG stores the image in several scans.
+        ended: Whether a JPEG has its end marker.
     """
 
     format: str
@@ -36,6 +49,11 @@ class ImageHeader:
     height: int = 0
     orientation: int = 1
     truncated: bool = False
+    maximum: int = 0
+    transparent_grey: int | None = None
+    colour_space: str = ""
+    progressive: bool = False
+    ended: bool = True
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -50,7 +68,7 @@ def read_header(data: bytes) -> ImageHeader | None:
     """
     try:
         return _dispatch(data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         return ImageHeader("image", truncated=True)
 
 
@@ -66,13 +84,13 @@ def _dispatch(data: bytes) -> ImageHeader | None:
     if data[:2] == b"BM" and len(data) > 26:
         return _bmp(data)
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        tags = _tiff_tags(data)
-        return ImageHeader("TIFF", tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0), _orientation(tags))
+        return _tiff(data)
+    if data.startswith(_RAW_MAGIC):
+        return ImageHeader("RAW")
     if match := _PNM.match(data[:1000]):
-        return ImageHeader("PNM", int(match[1]), int(match[2]))
-    if data[4:12] == b"jP  \r\n\x87\n" and (at := data.find(b"ihdr", 12, 4096)) >= 0:
-        height, width = struct.unpack_from(">II", data, at + 4)
-        return ImageHeader("JPEG 2000", width, height)
+        return _pnm(data, match)
+    if data[4:12] == b"jP  \r\n\x87\n" and (at := data.find(b"\xff\x4f\xff\x51", 12)) >= 0:
+        return _jpeg_2000_codestream(data[at : at + 64])
     if data[:4] == b"\xff\x4f\xff\x51":
         return _jpeg_2000_codestream(data)
     if data[4:8] == b"ftyp":
@@ -83,10 +101,11 @@ def _dispatch(data: bytes) -> ImageHeader | None:
 def _jpeg(data: bytes) -> ImageHeader:
     width = height = 0
     orientation = 1
+    progressive = False
     at = 2
     while at < len(data):
         if data[at] != 0xFF:  # stray bytes between segments: decoders skip them, so they decide
-            return ImageHeader("JPEG", width, height, orientation, data.find(b"\xff\xd9", at) < 0)
+            return _jpeg_scan(data, at, ImageHeader("JPEG", width, height, orientation, progressive=progressive))
         marker = data[at + 1]
         if marker == 0xFF:  # padding
             at += 1
@@ -97,23 +116,32 @@ def _jpeg(data: bytes) -> ImageHeader:
         length = struct.unpack_from(">H", data, at)[0]
         if marker in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 3)
-        elif marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
-            orientation = _exif_orientation(data[at + 8 : at + length])
-        elif marker == 0xDA:  # pixels follow; 0xFF is escaped in them, so an end marker is the real one
-            truncated = data.find(b"\xff\xd9", at + length) < 0
-            return ImageHeader("JPEG", width, height, orientation, truncated)
+            progressive = marker in (0xC2, 0xCA)
+        elif marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0" and orientation == 1:
+            orientation = _exif_orientation(data[at + 8 : at + length])  # of several, the first that says something
+        elif marker == 0xDA:
+            header = ImageHeader("JPEG", width, height, orientation, progressive=progressive)
+            return _jpeg_scan(data, at + length, header)
         at += length
     return ImageHeader("JPEG", width, height, orientation, truncated=True)
 
 
+def _jpeg_scan(data: bytes, at: int, header: ImageHeader) -> ImageHeader:
+    """The header, with what is known of the pixels from `at` on; 0xFF is escaped in them, so an end marker is real."""
+    return replace(header, ended=data.find(b"\xff\xd9", at) >= 0, truncated=at >= len(data))
+
+
 def _png(data: bytes) -> ImageHeader:
-    width, height = struct.unpack_from(">II", data, 16)
-    orientation = 1
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    orientation, transparent = 1, None
     for name, start, length in _chunks(data, 8, ">I", name_first=False, trailer=4, even=False):
         if name == b"eXIf":
             orientation = _exif_orientation(data[start : start + length])
+        elif name == b"tRNS" and colour == 0 and length >= 2 and bits in (1, 2, 4, 8, 16):
+            value = struct.unpack_from(">H", data, start)[0] & ((1 << bits) - 1)
+            transparent = value * 255 // ((1 << bits) - 1) if bits < 8 else value  # as decoders expand it
         elif name == b"IEND":
-            return ImageHeader("PNG", width, height, orientation)
+            return ImageHeader("PNG", width, height, orientation, transparent_grey=transparent)
     return ImageHeader("PNG", width, height, orientation, truncated=True)
 
 
@@ -142,23 +170,49 @@ def _bmp(data: bytes) -> ImageHeader:
     return ImageHeader("BMP", abs(width), abs(height))  # a negative height means rows from the top
 
 
+def _pnm(data: bytes, match: re.Match[bytes]) -> ImageHeader:
+    maximum = _PNM_MAXIMUM.match(data, match.end() - 1) if data[1:2] not in b"14" else None
+    # Decoders scale 8-bit text files to 255 themselves.
+    scaled = maximum is None or (data[1:2] in b"23" and int(maximum[1]) < 256)
+    return ImageHeader("PNM", int(match[1]), int(match[2]), maximum=0 if scaled or maximum is None else int(maximum[1]))
+
+
+def _tiff(data: bytes) -> ImageHeader:
+    tags = _tiff_tags(data)
+    width, height = tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0)
+    colours = _TIFF_COLOURS.get(tags.get(_PHOTOMETRIC, 0), "")
+    # Cameras' files begin with a thumbnail and keep the picture elsewhere.
+    thumbnail_first = _SUB_IMAGES in tags and _CAMERA in tags and tags.get(_REDUCED, 0) & 1
+    if data[8:10] == b"CR" or _DNG_VERSION in tags or colours == "RAW" or thumbnail_first:
+        return ImageHeader("RAW", width, height)
+    return ImageHeader("TIFF", width, height, _orientation(tags), colour_space=colours)
+
+
 def _jpeg_2000_codestream(data: bytes) -> ImageHeader:
     right, bottom, left, top = struct.unpack_from(">IIII", data, 8)
-    return ImageHeader("JPEG 2000", right - left, bottom - top)
+    bits = (data[42] & 0x7F) + 1 if len(data) > 42 else 8  # of the first channel
+    width, height = max(right - left, 0), max(bottom - top, 0)
+    return ImageHeader("JPEG 2000", width, height, maximum=(1 << bits) - 1 if 8 < bits < 16 else 0)
 
 
 def _iso_media(data: bytes) -> ImageHeader | None:
     brands = data[8 : struct.unpack_from(">I", data)[0]][:64]
+    if b"crx " in brands:
+        return ImageHeader("RAW")
     if b"avif" not in brands and b"avis" not in brands:
         return ImageHeader("HEIC") if any(brand in brands for brand in (b"heic", b"heix", b"mif1")) else None
     head = data[:65536]  # the boxes that describe the image come before the pixels
     width = height = 0
-    orientation = 1
+    turns = mirror = maximum = 0
     if (at := head.find(b"ispe")) >= 0:
         width, height = struct.unpack_from(">II", data, at + 8)
-    if (at := head.find(b"irot")) >= 0:  # quarter turns anticlockwise
-        orientation = (1, 8, 3, 6)[data[at + 4] & 3]
-    return ImageHeader("AVIF", width, height, orientation)
+    if (at := head.find(b"irot")) >= 0:
+        turns = data[at + 4] & 3
+    if (at := head.find(b"imir")) >= 0:
+        mirror = 1 + (data[at + 4] & 1)
+    if (at := head.find(b"av1C")) >= 0 and data[at + 6] & 0x40:
+        maximum = 4095 if data[at + 6] & 0x20 else 1023
+    return ImageHeader("AVIF", width, height, _AVIF_ORIENTATIONS[turns][mirror], maximum=maximum)
 
 
 def _chunks(
@@ -181,7 +235,7 @@ def _exif_orientation(exif: bytes) -> int:
         return 1
     try:
         return _orientation(_tiff_tags(exif))
-    except struct.error:
+    except (struct.error, OverflowError):
         return 1
 
 
@@ -191,15 +245,17 @@ def _orientation(tags: Mapping[int, int]) -> int:
 
 
 def _tiff_tags(data: bytes) -> dict[int, int]:
-    """Return the tags of the first directory that hold one short or long integer; none for BigTIFF."""
+    """Return the tags of the first directory: the value of one integer, 0 for any other value."""
     order = "<" if data[:2] == b"II" else ">"
-    magic, at = struct.unpack_from(order + "HI", data, 2)
-    if magic != 42:
-        return {}
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43  # BigTIFF
+    entry_format, count_format, size = ("HHQ", "Q", 20) if big else ("HHI", "H", 12)
+    at = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+    first = at + struct.calcsize(order + count_format)
     tags = {}
-    for entry in range(struct.unpack_from(order + "H", data, at)[0]):
-        start = at + 2 + 12 * entry
-        tag, kind, count = struct.unpack_from(order + "HHI", data, start)
-        if count == 1 and kind in (3, 4):
-            tags[tag] = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, start + 8)[0]
+    for entry in range(min(struct.unpack_from(order + count_format, data, at)[0], 4096)):
+        start = first + size * entry
+        tag, kind, count = struct.unpack_from(order + entry_format, data, start)
+        value = {3: "H", 4: "I", 16: "Q"}.get(kind)
+        at_value = start + struct.calcsize(order + entry_format)
+        tags[tag] = struct.unpack_from(order + value, data, at_value)[0] if value and count == 1 else 0
     return tags

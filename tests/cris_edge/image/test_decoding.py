@@ -329,7 +329,7 @@ def test_pillow_images_of_sixteen_bits() -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (Image.new("F", (4, 4)), "float pixels"),
+        (Image.new("F", (4, 4), 1e6), "convert it to 8 bits"),
         (Image.fromarray(np.full((4, 4), 70_000, np.int32)), "65,535"),
         (Image.fromarray(np.full((4, 4), -1, np.int32)), "65,535"),
         (Image.new("RGB", (0, 4)), "no pixels"),

@@ -61,7 +61,7 @@ def test_kinds_within_a_format(kind: str, options: dict) -> None:
     header = read_header(encoded(kind, **options))
     assert header is not None
     assert not header.truncated
-    assert (header.width, header.height) == ((0, 0) if "big_tiff" in options else (WIDTH, HEIGHT))
+    assert (header.width, header.height) == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -93,10 +93,10 @@ def test_truncation_is_detected_anywhere(kind: str) -> None:
     for length in range(12, len(whole), 7):
         header = read_header(whole[:length])
         assert header is not None
-        assert header.truncated, length
+        assert header.truncated or not header.ended, length
     longer = read_header(whole + b"what other programs append")
     assert longer is not None
-    assert not longer.truncated
+    assert not longer.truncated and longer.ended
 
 
 def test_a_huge_size_is_read_without_decoding() -> None:
