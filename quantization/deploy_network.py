@@ -89,7 +89,7 @@ class Predictor:
     def logits_and_presence(
         self, pixels: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """As `training.scoring.ask`."""
+        """As `training.scoring.run_predictor`."""
         device, network = next(self.network.parameters()).device, self.network
         image = network.encode_image(torch.from_numpy(pixels).to(device))
         logits, presence = network.decode_with_presence(image, network.encode_text(torch.from_numpy(tokens).to(device)))

@@ -40,7 +40,7 @@ class NetworkPredictor:
         return self.network.logits(pixels, tokens)
 
     def logits_and_presence(self, pixels: Array, tokens: Array) -> tuple[Array, Array | None]:
-        """As `training.scoring.ask`; presence is computed as the bundle does."""
+        """As `training.scoring.run_predictor`; presence is computed as the bundle does."""
         image = self.network.encode_image(pixels)
         found = [self.network.decode_all(image, self.network.encode_text(row[None])) for row in tokens]
         known = [presence for outputs in found if (presence := presence_of(outputs, self.presence)) is not None]

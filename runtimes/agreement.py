@@ -29,7 +29,7 @@ from quantization.quantized_checkpoint import is_quantized, load_quantized
 from runtimes.quantized import in_form
 from training.checkpoint import load_model, read_checkpoint
 from training.data.samples import Source, open_source
-from training.scoring import BundlePredictor, Predictor, TorchPredictor, ask
+from training.scoring import BundlePredictor, Predictor, TorchPredictor, run_predictor
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def compare(
         example = source.load(index, reference.input_size)
         pixels, letterbox = preprocess(example.image, reference.input_size)
         tokens = tokenizer(example.sentences, length=reference.word_len)
-        expected, known = ask(reference, pixels, tokens)
+        expected, known = run_predictor(reference, pixels, tokens)
         masks = _masks(expected, known, letterbox, threshold, min_presence)
         for number, other in enumerate(others):
-            found, presence = ask(other, pixels, tokens)
+            found, presence = run_predictor(other, pixels, tokens)
             for row, mask in enumerate(_masks(found, presence, letterbox, threshold, min_presence)):
                 difference = np.abs(found[row] - expected[row])
                 pairs[number].append(

@@ -18,7 +18,7 @@ from cris_edge.image import preprocess
 from cris_edge.metrics import auroc
 from cris_edge.tokenizer import PromptWarning, Tokenizer
 from training.data.samples import Source
-from training.scoring import MIN_PRESENCE, Predictor, ask
+from training.scoring import MIN_PRESENCE, Predictor, run_predictor
 
 logger = logging.getLogger("cris_edge.runtimes")
 
@@ -68,7 +68,7 @@ class Calibrated:
         return self.predictor.logits(pixels, tokens)
 
     def logits_and_presence(self, pixels: Any, tokens: Any) -> tuple[Any, Any]:
-        """As `training.scoring.ask`."""
+        """As `training.scoring.run_predictor`."""
         logits = self.predictor.logits(pixels, tokens)
         return logits, np.array([calibrated_presence(one, self.spec.coefficients) for one in logits], np.float32)
 
@@ -112,7 +112,7 @@ def observe(predictor: Predictor, source: Source) -> Observations:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PromptWarning)
             tokens = tokenizer(example.sentences, length=predictor.word_len)
-        logits, known = ask(predictor, pixels, tokens)
+        logits, known = run_predictor(predictor, pixels, tokens)
         statistics += [logit_statistics(one) for one in logits]
         presence += [] if known is None else [float(value) for value in known]
         matches += [number not in example.absent for number in range(len(example.sentences))]

@@ -35,7 +35,7 @@ MIN_PRESENCE = 0.5
 
 
 class Predictor(Protocol):
-    """A network in any runtime; one that predicts presence also has `logits_and_presence`, see `ask`.
+    """A network in any runtime; one that predicts presence also has `logits_and_presence`, see `run_predictor`.
 
     Attributes:
         input_size: S, in pixels.
@@ -53,7 +53,9 @@ class Predictor(Protocol):
         """(1, 3, S, S) and (k, L) -> (k, 1, S/4, S/4)."""
 
 
-def ask(predictor: Predictor, pixels: Pixels, tokens: Tokens) -> tuple[npt.NDArray[np.float32], Presence | None]:
+def run_predictor(
+    predictor: Predictor, pixels: Pixels, tokens: Tokens
+) -> tuple[npt.NDArray[np.float32], Presence | None]:
     """Return logits (k, 1, S/4, S/4) and presence (k,) in [0, 1], None if it is not predicted."""
     both = getattr(predictor, "logits_and_presence", None)
     if both is None:
@@ -93,7 +95,7 @@ class TorchPredictor:
 
     @torch.no_grad()
     def logits_and_presence(self, pixels: Pixels, tokens: Tokens) -> tuple[npt.NDArray[np.float32], Presence | None]:
-        """As `ask`."""
+        """As `run_predictor`."""
         inputs = torch.from_numpy(pixels).to(self.device), torch.from_numpy(tokens).to(self.device)
         with self.autocast():
             both = getattr(self.model, "forward_with_presence", None)
@@ -127,7 +129,7 @@ class BundlePredictor:
         return np.concatenate([self.segmenter.logits(pixels, row[None]) for row in tokens])
 
     def logits_and_presence(self, pixels: Pixels, tokens: Tokens) -> tuple[npt.NDArray[np.float32], Presence | None]:
-        """As `ask`."""
+        """As `run_predictor`."""
         found = [self.segmenter.logits_and_presence(pixels, row[None]) for row in tokens]
         known = [presence for _, presence in found if presence is not None]
         return np.concatenate([logits for logits, _ in found]), np.array(known, np.float32) if known else None
@@ -190,7 +192,7 @@ def predict(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PromptWarning)  # long prompts are truncated, as in the reference
         tokens = tokenizer(example.sentences, length=predictor.word_len)
-    all_logits, presences = ask(predictor, pixels, tokens)
+    all_logits, presences = run_predictor(predictor, pixels, tokens)
     for number, logits in enumerate(all_logits):
         mask, presence = postprocess(logits[None], letterbox) > threshold, None
         if presences is not None:

@@ -185,7 +185,7 @@ class SceneSource:
             )
         scene, prompts = self._scenes[height, width].prompts(index)
         # A scene about which little can be said repeats a sentence; it counts once.
-        prompts = list({prompt.sentence: prompt for prompt in reversed(prompts)}.values())[::-1]
+        prompts = list({prompt.text: prompt for prompt in reversed(prompts)}.values())[::-1]
 
         def negative(rng: np.random.Generator) -> str | None:
             return absent_prompt(scene, Random(int(rng.integers(1 << 62))))
@@ -193,7 +193,7 @@ class SceneSource:
         return Example(
             self.id(index),
             scene.image,
-            [prompt.sentence for prompt in prompts],
+            [prompt.text for prompt in prompts],
             lambda number: scene.union(prompts[number].indices),
             frozenset(number for number, prompt in enumerate(prompts) if not prompt.indices),
             negative,

@@ -24,12 +24,12 @@ class Prompt:
     """A prompt and the objects it matches.
 
     Attributes:
-        sentence: Lower case.
+        text: Lower case.
         indices: The objects in ascending order; empty where nothing matches.
         family: A key of `training.scenes.describing.FAMILIES`, "nothing" or "several".
     """
 
-    sentence: str
+    text: str
     indices: tuple[int, ...]
     family: str
 
@@ -60,9 +60,9 @@ def absent(scene: Scene, reference: Reference, rng: Random, attempts: int = 40) 
         # Relations keep their anchors. Hidden objects count too, so that no visible sliver makes the prompt true.
         if any(fits(noun, thing) != NO for thing in scene.objects):
             continue
-        sentence = phrase(replace(reference.query, noun=noun), reference.family, rng, typos=0.0)
-        if len(sentence.split()) <= MAX_WORDS:
-            return Prompt(sentence, (), "nothing")
+        text = phrase(replace(reference.query, noun=noun), reference.family, rng, typos=0.0)
+        if len(text.split()) <= MAX_WORDS:
+            return Prompt(text, (), "nothing")
     return None
 
 
@@ -70,7 +70,7 @@ def absent_prompt(scene: Scene, rng: Random) -> str | None:
     """Return a prompt that matches nothing in `scene`, or None where none was found."""
     references = describe(scene, rng, count=1)
     prompt = absent(scene, references[0], rng) if references else None
-    return prompt.sentence if prompt else None
+    return prompt.text if prompt else None
 
 
 def _swapped(noun: Noun, target: SceneObject, rng: Random) -> Noun:

@@ -89,7 +89,7 @@ class SyntheticScenes:
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], list[str], list[NDArray[np.bool_]]]:
         """Return the image (H, W, 3) uint8 RGB, its prompts, and for each a mask (H, W) bool."""
         scene, prompts = self.prompts(index)
-        return scene.image, [prompt.sentence for prompt in prompts], [scene.union(p.indices) for p in prompts]
+        return scene.image, [prompt.text for prompt in prompts], [scene.union(p.indices) for p in prompts]
 
 
 def write(output: Path, scenes: SyntheticScenes) -> int:

@@ -26,7 +26,7 @@ def test_what_matches_nothing_fits_no_object() -> None:
             if prompt is None:
                 continue
             assert prompt.indices == () and prompt.family == "nothing"
-            words = prompt.sentence.replace("violet", "purple").split()
+            words = prompt.text.replace("violet", "purple").split()
             colours = [word for word in words if word in COLOURS]
             if reference.query.anchors or reference.query.noun.pattern or len(colours) != 1:
                 continue  # the colour may be an anchor's, which stays true, or the pattern alone may be wrong
@@ -34,7 +34,7 @@ def test_what_matches_nothing_fits_no_object() -> None:
                 continue
             checked += 1
             kinds = {thing.kind for thing in scene.objects if thing.colour == colours[0]}
-            assert not kinds & set(words), prompt.sentence
+            assert not kinds & set(words), prompt.text
     assert checked > 20
 
 
@@ -50,7 +50,7 @@ def test_several_means_every_object_of_the_group() -> None:
         kinds = {scene.objects[number].kind for number in prompt.indices}
         assert len(kinds) == 1
         colours = {scene.objects[number].colour for number in prompt.indices}
-        named = colours if len(colours) == 1 and set(prompt.sentence.split()) & (colours | {"violet"}) else {None}
+        named = colours if len(colours) == 1 and set(prompt.text.split()) & (colours | {"violet"}) else {None}
         noun = Noun(kinds.pop(), named.pop())
         assert prompt.indices == tuple(o.index for o in scene.objects if o.visible and fits(noun, o) == YES)
         assert all(fits(noun, o) == NO for o in scene.objects if o.visible and o.index not in prompt.indices)
@@ -66,7 +66,7 @@ def test_shares_and_repeatability() -> None:
         families.update(prompt.family for prompt in prompts)
         for prompt, reference in zip(prompts, references, strict=True):
             if prompt.family not in ("nothing", "several"):
-                assert (prompt.sentence, prompt.indices) == (reference.prompt, (reference.index,))
+                assert (prompt.text, prompt.indices) == (reference.prompt, (reference.index,))
     share = families["nothing"] / families.total()
     assert abs(share - NEGATIVES) < 0.1
     assert families["several"] > 0
@@ -81,7 +81,7 @@ def test_generalized_examples_have_the_masks_of_their_prompts() -> None:
         np.testing.assert_array_equal(image, plain[index][0])
         scene, prompts = scenes.prompts(index)
         for sentence, mask, prompt in zip(sentences, masks, prompts, strict=True):
-            assert sentence == prompt.sentence
+            assert sentence == prompt.text
             expected = np.isin(scene.labels, [number + 1 for number in prompt.indices])
             np.testing.assert_array_equal(mask, expected)
             counts[min(2, len(prompt.indices))] += 1
@@ -115,4 +115,4 @@ def test_negatives_come_from_true_prompts() -> None:
     scene, _ = SCENES.example(0)
     for reference in describe(scene, 1, count=4):
         prompt = absent(scene, reference, Random(0))
-        assert prompt is None or prompt.sentence != reference.prompt
+        assert prompt is None or prompt.text != reference.prompt
