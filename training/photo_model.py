@@ -136,11 +136,14 @@ class PhotoModel:
         load_words(self.words, selector)
         return selector
 
-    def sampler(self, mix: Mapping[str, float], options: Mapping[str, float], seed: int = 0) -> Sampler:
-        """Return a sampler of the training pools."""
-        train = self.shots.of(validation=False)
+    def sampler(
+        self, mix: Mapping[str, float], options: Mapping[str, float], without: Sequence[str] = (), seed: int = 0
+    ) -> Sampler:
+        """Return a sampler of the training pools; ``without`` names sources whose photos are left out."""
+        shots = self.shots
+        train = [i for i in shots.of(validation=False) if not shots.photos[i].sources & set(without)]
         blank = int(Tokenizer()("the")[0, 1])
-        return Sampler(self.shots.bank, self.pools, dict(mix), seed=seed, photos=train, blank=blank, **dict(options))  # type: ignore[arg-type]
+        return Sampler(shots.bank, self.pools, dict(mix), seed=seed, photos=train, blank=blank, **dict(options))  # type: ignore[arg-type]
 
     def cache(self) -> None:
         """Compute the candidates of all photos."""
@@ -160,7 +163,7 @@ class PhotoModel:
         torch.manual_seed(seed)
         run = SelectorTraining(
             self.new_selector(SelectorSizes(dropout=DROPOUT)),
-            self.sampler(MIX, {}, seed),
+            self.sampler(MIX, {}, seed=seed),
             SelectorOptions(steps=steps),
             self.work / "selector",
             evaluate=self.validation.rate,

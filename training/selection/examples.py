@@ -7,6 +7,7 @@ photos, dropped appearance) varies from batch to batch.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ class Sampler:
         missing: share of the candidates dropped where they are not right.
         blanks: share of the words of human sentences that are replaced by ``blank``.
         blank: a token that says nothing, such as that of "the".
-        photos: indices of the photos that may be put into a mosaic.
+        photos: indices of the photos that may take part; None for all. Layouts take part in any case.
     """
 
     def __init__(
@@ -214,15 +215,18 @@ class Sampler:
         missing: float = 0.1,
         blanks: float = 0.1,
         blank: int = 0,
-        photos: Sequence[int] = (),
+        photos: Sequence[int] | None = None,
     ) -> None:
-        self._bank, self._pools = bank, {name: pool for name, pool in pools.items() if len(pool) and mix.get(name)}
+        self._photos = torch.tensor(range(len(bank)) if photos is None else photos)
+        allowed = torch.zeros(len(bank), dtype=torch.bool)
+        allowed[self._photos] = True
+        used = {name: _only(pool, bank, allowed) for name, pool in pools.items() if len(pool) and mix.get(name)}
+        self._bank, self._pools = bank, {name: pool for name, pool in used.items() if pool.weight.any()}
         self._shares = torch.tensor([mix[name] for name in self._pools])
         self._shares = self._shares / self._shares.sum()
         self._size, self._mosaics, self._unseen = size, mosaics, unseen
         self._noise, self._missing = noise, missing
         self._blanks, self._blank = blanks if blank else 0.0, blank
-        self._photos = torch.tensor(photos or range(len(bank)))
         self.generator = torch.Generator().manual_seed(seed)
         self._random = random.Random(seed)
 
@@ -328,6 +332,14 @@ class Sampler:
             torch.where(chosen, merged_aspect, aspect),
             torch.where(pick[..., None], merged_boxes, boxes),
         )
+
+
+def _only(pool: Pool, bank: Bank, photos: Tensor) -> Pool:
+    """Give no weight to the examples whose photo may not take part; photos (P,) bool."""
+    if not pool.seen:
+        return pool
+    owner = torch.searchsorted(bank.start, pool.rows[:, 0].long(), right=True) - 1
+    return dataclasses.replace(pool, weight=pool.weight * photos[owner])
 
 
 def _trim(batch: Batch) -> Batch:

@@ -27,6 +27,7 @@ class Ingredient:
         name: what is left out; "nothing" for the full training.
         without: pools that are left out; the others keep their proportions.
         sampler: options of the sampler that differ.
+        sources: data sets whose photos are left out.
         contrast: whether the loss among candidates of one class is used.
         prepare: changes a fresh selector.
     """
@@ -34,6 +35,7 @@ class Ingredient:
     name: str
     without: tuple[str, ...] = ()
     sampler: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    sources: tuple[str, ...] = ()
     contrast: bool = True
     prepare: Callable[[Selector], None] | None = None
 
@@ -59,13 +61,14 @@ INGREDIENTS = (
     Ingredient(name="hidden words", sampler={"blanks": 0.0}),
     Ingredient(name="word vectors (random ones instead)", prepare=_forget_vectors),
     Ingredient(name="what words are known to name (classes, colours)", prepare=_forget_meanings),
+    Ingredient(name="sources for research only (ade20k, flickr8k, dogs)", sources=("ade20k", "flickr8k", "dogs")),
 )
 """The rows of the table; "hidden words" are those replaced at random in human sentences."""
 
 
 def measure_ingredients(
     make_selector: Callable[[SelectorSizes], Selector],
-    make_sampler: Callable[[Mapping[str, float], Mapping[str, float]], Sampler],
+    make_sampler: Callable[[Mapping[str, float], Mapping[str, float], Sequence[str]], Sampler],
     folder: Path,
     *,
     steps: int,
@@ -79,7 +82,7 @@ def measure_ingredients(
 
     Args:
         make_selector: returns a fresh selector that knows its words.
-        make_sampler: returns a sampler for a mix of pools and its other options.
+        make_sampler: returns a sampler for a mix of pools, its other options, and the sources to leave out.
         folder: a folder per ingredient is made in it.
         steps: of each run.
         evaluate: metrics of a selector in eval mode.
@@ -99,7 +102,7 @@ def measure_ingredients(
             steps=steps, evaluate_every=steps, contrast=defaults.contrast if one.contrast else 0.0
         )
         run = SelectorTraining(
-            selector, make_sampler(mix, one.sampler), options, folder / f"{number:02d}", evaluate=evaluate
+            selector, make_sampler(mix, one.sampler, one.sources), options, folder / f"{number:02d}", evaluate=evaluate
         )
         metrics = run.run() or dict(evaluate(run.averaged()))
         rows.append({"without": one.name, "steps": steps, "seconds": round(run.seconds, 1), **metrics})

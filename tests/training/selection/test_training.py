@@ -78,6 +78,15 @@ def test_a_mosaic_moves_the_photo_into_a_part_and_adds_another(shots: Shots) -> 
     assert bool((area < 0.75).all()) and bool((area > 0.3).all())
 
 
+def test_only_photos_that_may_take_part_are_drawn(shots: Shots) -> None:
+    shown = human_examples(shots, range(8), random.Random(0), refcoco=True, augment=False)
+    pool = make_pool(shown, Tokenizer())
+    options = {"size": 16, "missing": 0.0, "unseen": 0.0, "noise": 0.0}
+    drawn = Sampler(shots.bank, {"one": pool}, {"one": 1.0}, photos=[3], **options).draw()  # type: ignore[arg-type]
+    own = shots.bank.features[int(shots.bank.start[3])].float()
+    assert torch.allclose(drawn.candidates.features[:, 0], own.expand(16, -1))
+
+
 def test_hidden_words_are_inside_the_sentence(shots: Shots) -> None:
     shown = human_examples(shots, [0], random.Random(0), refcoco=True, augment=False)
     pool = make_pool(shown, Tokenizer(), human=True)
@@ -144,7 +153,7 @@ def test_the_table_compares_each_row_with_the_full_training(
 
     rows = measure_ingredients(
         lambda sizes: Selector(SIZES),
-        lambda mix, options: Sampler(shots.bank, pools, dict(mix), size=8, **dict(options)),  # type: ignore[arg-type]
+        lambda mix, options, without: Sampler(shots.bank, pools, dict(mix), size=8, **dict(options)),  # type: ignore[arg-type]
         tmp_path,
         steps=2,
         evaluate=evaluate,
