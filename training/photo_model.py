@@ -50,11 +50,11 @@ from training.scoring import TorchPredictor, score
 from training.selection.candidate_cache import build_cache, read_cache
 from training.selection.examples import Pool, Sampler
 from training.selection.ingredients import ingredients_table, measure_ingredients
+from training.selection.mask_scores import human_box_accuracy, score_by_source, write_template_samples
 from training.selection.photo_scenes import observations
 from training.selection.pools import MIX, Shots, gather_shots, training_pools
 from training.selection.ratings import Validation, build_validation
 from training.selection.selector_training import SelectorOptions, SelectorTraining
-from training.selection.template_masks import score_by_source, write_template_samples
 from training.wordtable import load_words
 
 logger = logging.getLogger("cris_edge.training")
@@ -190,6 +190,7 @@ class PhotoModel:
         predictor = TorchPredictor(network)
         scores: dict[str, Any] = {
             "selection": self.validation.rate(network.selector),
+            "human_masks": human_box_accuracy(predictor, self.photos, self.root, threshold),
             "templates": score_by_source(predictor, samples, threshold),
         }
         if test is not None:
@@ -220,6 +221,8 @@ def scores_table(scores: Mapping[str, Any]) -> str:
     """Return the scores as Markdown tables, in percent."""
     lines = ["| selection on held-out prompts | % |", "|---|---|"]
     lines += [f"| {name} | {100 * value:.1f} |" for name, value in scores["selection"].items()]
+    human = scores["human_masks"]
+    lines.append(f"| human, box of the mask ({human['sentences']} sentences) | {100 * human['accuracy']:.1f} |")
     lines += ["", "| template sentences, by source | sentences | mIoU | Pr@50 |", "|---|---|---|---|"]
     rows = dict(scores["templates"])
     if "test" in scores:

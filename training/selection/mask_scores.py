@@ -1,4 +1,4 @@
-"""Template sentences for held-out objects that have masks, as labelled data that any predictor can be scored on."""
+"""Scores of masks on held-out photos: template sentences about objects with masks, and human ones about boxes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from cris_edge.files import write_whole
-from training.data.photos import Photo, PhotoObject
+from cris_edge.image import load_image, postprocess, preprocess
+from cris_edge.tokenizer import Tokenizer
+from training.data.photos import REFCOCO_SOURCES, Photo, PhotoObject
 from training.data.samples import LabelledSource
 from training.model.nanodet import CLASSES
 from training.phrases.grammar import Describer
@@ -119,6 +121,37 @@ def score_by_source(predictor: Predictor, path: Path, threshold: float) -> dict[
         by_source["all"].append(case.iou)
         by_source.setdefault(sources[case.index], []).append(case.iou)
     return {name: _figures(ious) for name, ious in by_source.items() if ious}
+
+
+def human_box_accuracy(predictor: Predictor, photos: Sequence[Photo], root: Path, threshold: float) -> dict[str, float]:
+    """Score human sentences by the bounding box of the mask, since no photo has both a human sentence and a mask.
+
+    Args:
+        predictor: gives the logits.
+        photos: those that are held out are used.
+        root: folder of the photo collection.
+        threshold: probability above which a pixel belongs to the object.
+
+    Returns:
+        The number of RefCOCO sentences, and the share whose mask's box has an IoU above 0.5 with the labelled one.
+    """
+    tokenizer, right = Tokenizer(), []
+    for photo in photos:
+        objects = [one for one in photo.objects if one.source in REFCOCO_SOURCES and one.refers_to_one]
+        if not photo.validation or not objects:
+            continue
+        pixels, letterbox = preprocess(load_image(root / photo.image), predictor.input_size)
+        owners = [(one, sentence) for one in objects for sentence in one.sentences]
+        tokens = tokenizer([sentence for _, sentence in owners], length=predictor.word_len)
+        for (one, _), logits in zip(owners, predictor.logits(pixels, tokens), strict=True):
+            mask = postprocess(logits[None], letterbox) > threshold
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            if not len(rows):
+                right.append(False)
+                continue
+            box = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32)
+            right.append(bool(box_iou(box, np.array([one.box], np.float32))[0, 0] > 0.5))
+    return {"sentences": len(right), "accuracy": float(np.mean(right)) if right else 0.0}
 
 
 def _figures(ious: Sequence[float]) -> dict[str, float]:
