@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
+from cris_edge.bundle.manifest import STATISTICS
 from tests.cris_edge.cli.program_runs import Result, names, refused, run
 
 
@@ -49,6 +50,27 @@ def test_predict_json_is_one_document(tiny: Path, photo: Path, tmp_path: Path) -
     assert entry["mask"]["size"] == [96, 160]
     assert Path(entry["files"]["overlay"]).is_file()
     assert document["failures"] == []
+
+
+def test_what_matches_nothing_is_an_answer(tiny: Path, photo: Path, tmp_path: Path) -> None:
+    """The tiny bundle with a calibration: present if the largest logit is above 5."""
+    bundle = tmp_path / "calibrated"
+    shutil.copytree(tiny, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    coefficients = {"intercept": -2.0, **dict.fromkeys(STATISTICS, 0.0), "peak": 0.4}
+    manifest["presence"] = {"source": "calibration", "min_presence": 0.0, "coefficients": coefficients}
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    result = predict(bundle, tmp_path / "output", photo, "red", "green", "--json", "--min-presence", "0.5")
+    assert result.exit_code == 0, result.output
+    red, green = json.loads(result.stdout)["results"]
+    assert (red["matched"], red["empty"], red["min_presence"]) == (True, False, 0.5)
+    assert (green["matched"], green["empty"], green["score"], green["box"]) == (False, True, 0.0, None)
+    assert red["presence"] > 0.5 > green["presence"]
+    strict = predict(bundle, tmp_path / "output", photo, "red", "--min-presence", "1")
+    assert strict.exit_code == 0 and '"red"  nothing matches' in strict.stdout
+    assert "does not report presence" in refused(
+        predict(tiny, tmp_path / "output", photo, "red", "--min-presence", "1")
+    )
 
 
 def test_predict_takes_folders_and_patterns(tiny: Path, photo: Path, tmp_path: Path) -> None:
