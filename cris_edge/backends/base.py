@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
 from cris_edge.device.caches import chosen_cache
 from cris_edge.device.processor import usable_cores
-from cris_edge.errors import BundleError, OptionError
+from cris_edge.errors import BundleError, OptionError, RuntimeMissingError
 
 HINTS = ("latency", "throughput")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -165,6 +166,21 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free all resources; the compiled graphs are not called afterwards."""
         ...
+
+
+@contextmanager
+def importing(title: str, name: str) -> Iterator[None]:
+    """Raise `RuntimeMissingError` if the import of a runtime's module `name` fails in the ``with`` block."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise RuntimeMissingError(
+                f'{title} is not installed; install it with pip install "cris-edge[{name}]".'
+            ) from None
+        raise RuntimeMissingError(
+            f"{title} is installed and cannot be loaded ({error}); reinstall it with pip install --force-reinstall."
+        ) from error
 
 
 def check_tensors(path: Path, spec: GraphSpec, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> None:

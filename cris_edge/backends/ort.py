@@ -14,13 +14,14 @@ from cris_edge.backends.base import (
     DeviceReport,
     RuntimeReport,
     check_tensors,
+    importing,
     one_of,
     refuse_extra,
 )
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
 from cris_edge.bundle.onnx_header import read_onnx_header
 from cris_edge.device.processor import physical_cores, processor_name
-from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissingError, first_line
+from cris_edge.errors import BundleError, DeviceError, OptionError, first_line
 
 NAME = "onnxruntime"
 _SUFFIX = "ExecutionProvider"
@@ -45,22 +46,10 @@ def load() -> Any:
     # Read when the library starts: disable_telemetry_events alone comes after the first event. It also avoids a thread
     # that makes a forked child hang when it exits.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
+    with importing("ONNX Runtime", NAME):
         import onnxruntime
-    except ModuleNotFoundError as error:
-        if error.name != NAME:
-            raise RuntimeMissingError(_broken(error)) from error
-        raise RuntimeMissingError(
-            f'ONNX Runtime is not installed; install it with pip install "cris-edge[{NAME}]".'
-        ) from None
-    except (ImportError, OSError) as error:
-        raise RuntimeMissingError(_broken(error)) from error
     onnxruntime.disable_telemetry_events()  # in case an app imported it first
     return onnxruntime
-
-
-def _broken(error: Exception) -> str:
-    return f"ONNX Runtime is installed and cannot be loaded ({error}); reinstall it with pip install --force-reinstall."
 
 
 def devices(module: Any) -> dict[str, str]:

@@ -19,11 +19,12 @@ from cris_edge.backends.base import (
     DeviceReport,
     RuntimeReport,
     check_tensors,
+    importing,
     one_of,
     refuse_extra,
 )
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
-from cris_edge.errors import DeviceError, OptionError, RuntimeMissingError
+from cris_edge.errors import DeviceError, OptionError
 
 NAME = "openvino"
 _TELEMETRY = "openvino_telemetry"
@@ -37,17 +38,8 @@ logger = logging.getLogger(__name__)
 
 def load() -> Any:
     """Import OpenVINO without its telemetry: importing alone starts a process that sends an event."""
-    try:
-        with _no_telemetry():
-            import openvino
-    except ModuleNotFoundError as error:
-        if error.name != NAME:
-            raise RuntimeMissingError(_broken(error)) from error
-        raise RuntimeMissingError(
-            f'OpenVINO is not installed; install it with pip install "cris-edge[{NAME}]".'
-        ) from None
-    except (ImportError, OSError) as error:
-        raise RuntimeMissingError(_broken(error)) from error
+    with importing("OpenVINO", NAME), _no_telemetry():
+        import openvino
     return openvino
 
 
@@ -65,10 +57,6 @@ def _no_telemetry() -> Iterator[None]:
         yield
     finally:
         sys.modules.pop(_TELEMETRY, None)
-
-
-def _broken(error: Exception) -> str:
-    return f"OpenVINO is installed and cannot be loaded ({error}); reinstall it with pip install --force-reinstall."
 
 
 def devices(core: Any) -> dict[str, str]:
