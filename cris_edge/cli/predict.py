@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cris_edge.cli.program import complain, json_option, progress
+from cris_edge.cli.program import complain, json_option, progress, segmenter_options
 from cris_edge.errors import InputError, OptionError
 
 if TYPE_CHECKING:
@@ -32,19 +32,7 @@ _LIVE_RATE = 10.0  # frames per second of a live source's video where only a con
 @click.command()
 @click.argument("source")
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
-@click.option("--model", metavar="DIR", help="Bundle.  [default: the default model]")
-@click.option(
-    "--runtime", default="auto", show_default=True, help="openvino, onnxruntime or qnn; auto is the best installed one."
-)
-@click.option("--device", default="CPU", show_default=True, help="Name used by the runtime; see cris-edge doctor.")
-@click.option(
-    "--precision",
-    default="auto",
-    show_default=True,
-    help="Precision to compute in: float32, bfloat16 or float16; auto is the device's choice. How weights are stored "
-    "is chosen at export.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the runtime's choice]")
+@segmenter_options
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),

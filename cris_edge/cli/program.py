@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
 from typing import Any, TypeVar
 
 import click
@@ -55,6 +56,33 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
 
 
+def segmenter_options(command: Command) -> Command:
+    """Add the options that choose a model and how it runs, passed by the names of `Segmenter`'s arguments."""
+    options = (
+        click.option("--model", metavar="DIR", help="Bundle.  [default: the default model]"),
+        click.option(
+            "--runtime",
+            default="auto",
+            show_default=True,
+            help="openvino, onnxruntime or qnn; auto is the best installed one.",
+        ),
+        click.option(
+            "--device", default="CPU", show_default=True, help="Name used by the runtime; see cris-edge doctor."
+        ),
+        click.option(
+            "--precision",
+            default="auto",
+            show_default=True,
+            help="Precision to compute in: float32, bfloat16 or float16; auto is the device's choice. How weights are "
+            "stored is chosen at export.",
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the runtime's choice]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def progress(items: Iterable[T], label: str, length: int | None = None) -> Iterator[T]:
     """Yield the items, with a progress bar if stderr is a terminal and there are several."""
     if length is None and isinstance(items, list):
@@ -62,5 +90,14 @@ def progress(items: Iterable[T], label: str, length: int | None = None) -> Itera
     if length == 1 or not sys.stderr.isatty():
         yield from items
         return
-    with click.progressbar(items, length=length or None, label=label, file=sys.stderr) as bar:
-        yield from bar
+    began, done = monotonic(), 0
+
+    def rate(_: T | None) -> str:
+        return f"{done / max(monotonic() - began, 1e-6):.1f}/s"
+
+    with click.progressbar(
+        items, length=length or None, label=label, item_show_func=rate, show_pos=True, file=sys.stderr
+    ) as bar:
+        for item in bar:
+            yield item
+            done += 1

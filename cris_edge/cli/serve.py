@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cris_edge.cli.program import segmenter_options
 from cris_edge.errors import OptionError
 
 _MEGABYTE = 1 << 20
@@ -16,11 +17,7 @@ _MEGABYTE = 1 << 20
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on.")
-@click.option("--model", metavar="DIR", help="Bundle.  [default: the default model]")
-@click.option("--runtime", default="auto", show_default=True, help="openvino or onnxruntime; auto takes the best here.")
-@click.option("--device", default="CPU", show_default=True, help="As the runtime names it; see cris-edge doctor.")
-@click.option("--precision", default="auto", show_default=True, help="How it computes: float32, bfloat16 or float16.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the processor.  [default: the runtime's choice]")
+@segmenter_options
 @click.option(
     "--hint",
     type=click.Choice(["latency", "throughput"]),
@@ -32,12 +29,30 @@ _MEGABYTE = 1 << 20
 @click.option("--origin", "origins", multiple=True, help="Web origin that may call the service (CORS).")
 @click.option("--allow-host", "hosts", multiple=True, help="Name of this machine in requests, or *.")
 @click.option("--open-network", is_flag=True, help="Allow an address other than loopback without a token.")
-@click.option("--max-megabytes", type=click.IntRange(min=1), default=20, show_default=True, help="Of a request.")
-@click.option("--max-megapixels", type=click.IntRange(min=1), default=50, show_default=True, help="Of an image.")
-@click.option("--max-prompts", type=click.IntRange(min=1), default=16, show_default=True, help="Of a request.")
-@click.option("--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that wait.")
-@click.option("--cache-megabytes", type=click.IntRange(min=1), default=256, show_default=True, help="For kept images.")
-@click.option("--cache-seconds", type=click.IntRange(min=1), default=600, show_default=True, help="For unused images.")
+@click.option(
+    "--max-megabytes", type=click.IntRange(min=1), default=20, show_default=True, help="Largest request, in megabytes."
+)
+@click.option(
+    "--max-megapixels", type=click.IntRange(min=1), default=50, show_default=True, help="Largest image, in megapixels."
+)
+@click.option(
+    "--max-prompts", type=click.IntRange(min=1), default=16, show_default=True, help="Most prompts of a request."
+)
+@click.option("--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Most requests that wait.")
+@click.option(
+    "--cache-megabytes",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Memory for kept images, in megabytes.",
+)
+@click.option(
+    "--cache-seconds",
+    type=click.IntRange(min=1),
+    default=600,
+    show_default=True,
+    help="Time that unused images are kept, in seconds.",
+)
 def serve(
     host: str,
     port: int,
