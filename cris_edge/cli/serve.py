@@ -29,29 +29,23 @@ _MEGABYTE = 1 << 20
 @click.option("--origin", "origins", multiple=True, help="Web origin that may call the service (CORS).")
 @click.option("--allow-host", "hosts", multiple=True, help="Name of this machine in requests, or *.")
 @click.option("--open-network", is_flag=True, help="Allow an address other than loopback without a token.")
-@click.option(
-    "--max-megabytes", type=click.IntRange(min=1), default=20, show_default=True, help="Largest request, in megabytes."
-)
-@click.option(
-    "--max-megapixels", type=click.IntRange(min=1), default=50, show_default=True, help="Largest image, in megapixels."
-)
-@click.option(
-    "--max-prompts", type=click.IntRange(min=1), default=16, show_default=True, help="Most prompts of a request."
-)
-@click.option("--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Most requests that wait.")
+@click.option("--max-megabytes", type=click.IntRange(min=1), default=20, show_default=True, help="Of a request.")
+@click.option("--max-megapixels", type=click.IntRange(min=1), default=50, show_default=True, help="Of an image.")
+@click.option("--max-prompts", type=click.IntRange(min=1), default=16, show_default=True, help="Of a request.")
+@click.option("--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that wait.")
 @click.option(
     "--cache-megabytes",
     type=click.IntRange(min=1),
     default=256,
     show_default=True,
-    help="Memory for kept images, in megabytes.",
+    help="For kept images.",
 )
 @click.option(
     "--cache-seconds",
     type=click.IntRange(min=1),
     default=600,
     show_default=True,
-    help="Time that unused images are kept, in seconds.",
+    help="For unused images.",
 )
 def serve(
     host: str,
