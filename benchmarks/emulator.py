@@ -29,7 +29,7 @@ from cris_edge.metrics import Scores, agreement, iou, overlap
 from cris_edge.tokenizer import PromptWarning, Tokenizer
 from runtimes.htp_calibration import OnCpu
 from runtimes.network import Network
-from training.checkpoint import load_model
+from training.checkpoint import load_network
 from training.data.samples import open_source
 from training.scoring import BundlePredictor, Predictor, TorchPredictor
 
@@ -189,7 +189,7 @@ def main(
         opened = bundle_record(bundle)
         predictors: list[Predictor] = []
         if checkpoint is not None:
-            predictors.append(TorchPredictor(load_model(checkpoint)))
+            predictors.append(TorchPredictor(load_network(checkpoint)))
         for path in (bundle, *other):
             for runtime in Bundle.open(path).manifest.runtimes:
                 if runtime != "qnn":

@@ -27,7 +27,7 @@ from cris_edge.tokenizer import Tokenizer
 from quantization.deploy_network import Predictor as DeployPredictor
 from quantization.quantized_checkpoint import is_quantized, load_quantized
 from runtimes.quantized import in_form
-from training.checkpoint import load_model, read_checkpoint
+from training.checkpoint import load_network, read_checkpoint
 from training.data.samples import Source, open_source
 from training.scoring import BundlePredictor, Predictor, TorchPredictor, run_predictor
 
@@ -173,7 +173,7 @@ def references(
 ) -> Iterator[tuple[Predictor, Sequence[BundlePredictor]]]:
     """Yield PyTorch with the predictors to compare; for a quantized checkpoint, in the form of each runtime."""
     if not is_quantized(read_checkpoint(checkpoint)):
-        yield TorchPredictor(load_model(checkpoint)), others
+        yield TorchPredictor(load_network(checkpoint)), others
         return
     network, _ = load_quantized(checkpoint)
     for runtime in dict.fromkeys(other.runtime for other in others):

@@ -22,13 +22,14 @@ from training.checkpoint import (
     file_kind,
     from_public,
     infer_architecture,
+    is_candidates,
     public_state,
     read_checkpoint,
     read_clip,
     recorded,
 )
 from training.download import fetch
-from training.model import CRIS, Architecture
+from training.model import CRIS, Architecture, CandidateArchitecture, CandidateNet
 
 QUANTIZED = "cris-edge-quantized"
 _NAMES = {
@@ -47,7 +48,7 @@ class Description:
     Attributes:
         path: The file.
         kind: Format and origin of the file.
-        backbone: "R50", "R101", ..., or "custom".
+        backbone: "R50", "R101", ..., "custom", or "NanoDet-g".
         architecture: Of the network, with defaults for what the file does not store.
         parameters: Number of weights, running statistics not counted.
         dtypes: Floating-point dtypes of the stored tensors.
@@ -60,7 +61,7 @@ class Description:
     path: Path
     kind: str
     backbone: str
-    architecture: Architecture
+    architecture: Architecture | CandidateArchitecture
     parameters: int
     dtypes: tuple[str, ...]
     stored: bool
@@ -80,12 +81,7 @@ class Description:
             "file": self.path,
             "kind": self.kind,
             **{name.replace("_", " "): value for name, value in self.notes.items()},
-            "backbone": f"{self.backbone}: blocks {'-'.join(map(str, architecture.vision_layers))}, stem width "
-            f"{architecture.vision_width}, embedding {architecture.embed_dim}",
-            "text encoder": f"{architecture.text_layers} layers, width {architecture.text_width}",
-            "neck": f"widths {', '.join(map(str, architecture.neck_widths))}",
-            "decoder": f"{architecture.decoder_layers} layers, {architecture.decoder_heads} heads{default}, "
-            f"feed-forward width {architecture.ffn_dim}",
+            **self._parts(default),
             "parameters": f"{self.parameters / 1e6:.2f} million, stored as {', '.join(self.dtypes)}",
             "word length": f"{architecture.word_len} tokens{words}",
             "input size": f"{architecture.input_size} pixels{default}",
@@ -93,6 +89,24 @@ class Description:
             "next": self.command,
         }
         return "\n".join(f"{name:14}{value}" for name, value in rows.items())
+
+    def _parts(self, default: str) -> dict[str, str]:
+        architecture = self.architecture
+        if isinstance(architecture, CandidateArchitecture):
+            return {
+                "backbone": f"{self.backbone}, {architecture.candidates} candidates",
+                "text encoder": f"{architecture.text_layers} layers, width {architecture.width}, "
+                f"{architecture.rows} known words",
+                "selector": f"{architecture.layers} layers, width {architecture.width}, {architecture.heads} heads",
+            }
+        return {
+            "backbone": f"{self.backbone}: blocks {'-'.join(map(str, architecture.vision_layers))}, stem width "
+            f"{architecture.vision_width}, embedding {architecture.embed_dim}",
+            "text encoder": f"{architecture.text_layers} layers, width {architecture.text_width}",
+            "neck": f"widths {', '.join(map(str, architecture.neck_widths))}",
+            "decoder": f"{architecture.decoder_layers} layers, {architecture.decoder_heads} heads{default}, "
+            f"feed-forward width {architecture.ffn_dim}",
+        }
 
 
 def describe(path: Path) -> Description:
@@ -109,6 +123,8 @@ def describe(path: Path) -> Description:
     state = public_state(content, path)
     if "visual.layer1.0.conv1.weight" in state:
         return _describe_clip(path, read_clip(path), "CLIP weights: a state dict")
+    if is_candidates(content):
+        return _describe_candidates(path, content)
     ours = content.get("format") == FORMAT
     architecture = (
         Architecture.from_dict(content["architecture"]) if ours else infer_architecture(state, path, given={})
@@ -134,6 +150,20 @@ def describe(path: Path) -> Description:
     )
 
 
+def _describe_candidates(path: Path, content: Mapping[str, Any]) -> Description:
+    architecture = CandidateArchitecture.from_dict(content["architecture"])
+    with torch.device("meta"):
+        expected = CandidateNet(architecture).state_dict()
+    problems = differences(content["state_dict"], expected)
+    return Description(
+        **_facts(path, "CandidateNet checkpoint of this project", architecture, content["state_dict"]),
+        stored=True,
+        notes=_notes(content),
+        problems=tuple(problems),
+        command=_export(path, architecture, True) if not problems else "none: the checkpoint is incomplete",
+    )
+
+
 def _describe_clip(path: Path, clip: Mapping[str, Tensor], kind: str) -> Description:
     architecture = clip_architecture(dict(clip), path)
     name = _backbone(architecture)
@@ -154,11 +184,11 @@ def _describe_clip(path: Path, clip: Mapping[str, Tensor], kind: str) -> Descrip
 
 
 def _describe_quantized(path: Path, content: Mapping[str, Any]) -> Description:
-    architecture = Architecture.from_dict(content["architecture"])
+    architecture = stored_architecture(content)
     states = [graph["state"] for graph in content["graphs"].values()]
     tensors = {f"{number}.{name}": tensor for number, state in enumerate(states) for name, tensor in state.items()}
     return Description(
-        **_facts(path, "quantized CRIS checkpoint of this project (int8)", architecture, tensors),
+        **_facts(path, f"quantized {_family(architecture)} checkpoint of this project (int8)", architecture, tensors),
         stored=True,
         notes=_notes(content),
         problems=(),
@@ -166,7 +196,21 @@ def _describe_quantized(path: Path, content: Mapping[str, Any]) -> Description:
     )
 
 
-def _facts(path: Path, kind: str, architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def stored_architecture(content: Mapping[str, Any]) -> Architecture | CandidateArchitecture:
+    """Return the architecture that a checkpoint of ours stores, of either family."""
+    values = content["architecture"]
+    if values.get("family") == CandidateArchitecture.family:
+        return CandidateArchitecture.from_dict(values)
+    return Architecture.from_dict(values)
+
+
+def _family(architecture: Architecture | CandidateArchitecture) -> str:
+    return "CRIS" if isinstance(architecture, Architecture) else "CandidateNet"
+
+
+def _facts(
+    path: Path, kind: str, architecture: Architecture | CandidateArchitecture, state: Mapping[str, Tensor]
+) -> dict[str, Any]:
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     weights = [tensor for name, tensor in state.items() if not name.endswith(statistics)]
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values() if tensor.is_floating_point()}
@@ -180,7 +224,9 @@ def _facts(path: Path, kind: str, architecture: Architecture, state: Mapping[str
     }
 
 
-def _backbone(architecture: Architecture) -> str:
+def _backbone(architecture: Architecture | CandidateArchitecture) -> str:
+    if isinstance(architecture, CandidateArchitecture):
+        return "NanoDet-g"
     return _NAMES.get((architecture.vision_layers, architecture.vision_width), "custom")
 
 
@@ -190,7 +236,7 @@ def _notes(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**recorded(content), **{name: value for name, value in plain.items() if isinstance(value, (int, float))}}
 
 
-def _export(path: Path, architecture: Architecture, stored: bool, *more: str) -> str:
+def _export(path: Path, architecture: Architecture | CandidateArchitecture, stored: bool, *more: str) -> str:
     command = ["python", "-m", "runtimes.export", "--checkpoint", str(path), "--output", path.stem, *more]
     if not stored:
         command += ["--word-len", str(architecture.word_len), "--input-size", str(architecture.input_size)]

@@ -19,7 +19,7 @@ import torch
 from cris_edge.errors import CrisEdgeError, OptionError
 from cris_edge.files import naming, write_whole
 from cris_edge.image import THRESHOLD
-from training.checkpoint import load_model
+from training.checkpoint import load_network
 from training.data.samples import open_source
 from training.device import choose_device
 from training.gallery import check_gallery, write_gallery
@@ -109,7 +109,7 @@ def _open(options: argparse.Namespace) -> tuple[Predictor, float]:
             options.bundle, options.runtime, **{key: value for key, value in given.items() if value is not None}
         )
         return predictor, predictor.threshold if options.threshold is None else options.threshold
-    model = load_model(
+    model = load_network(
         options.checkpoint,
         word_len=options.word_len,
         decoder_heads=options.decoder_heads,

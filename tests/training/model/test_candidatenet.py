@@ -9,6 +9,7 @@ import torch
 
 from cris_edge.errors import CheckpointError, InputError
 from training.checkpoint import is_candidates, load_model, load_network, read_checkpoint, save_model
+from training.describe import describe
 from training.model import CandidateArchitecture, CandidateNet
 from training.model.candidates import COLOUR_FEATURES, FEATURES, Candidates
 from training.model.nanodet import CLASSES
@@ -115,6 +116,14 @@ def test_a_checkpoint_holds_the_network(
         load_model(path)
     with pytest.raises(CheckpointError, match="decoder_heads"):
         load_network(path, decoder_heads=4)
+
+
+def test_a_checkpoint_is_described(network: CandidateNet, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save_model(path, network, recipe="test")
+    found = describe(path)
+    assert found.architecture == SMALL and not found.problems and found.backbone == "NanoDet-g"
+    assert "CandidateNet" in str(found) and "6 candidates" in str(found)
 
 
 def test_a_checkpoint_of_another_shape_is_refused(network: CandidateNet, tmp_path: Path) -> None:
