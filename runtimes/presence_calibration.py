@@ -25,6 +25,7 @@ logger = logging.getLogger("cris_edge.runtimes")
 Vector = npt.NDArray[np.float64]
 
 KEPT = 0.95  # share of the prompts with a target whose presence is at least the default min_presence
+HIGHEST = 0.7  # default min_presence: a higher one would suit only the data that it was measured on
 FEWEST = 20  # prompts that match nothing, and as many that match, below which nothing is fitted
 FOLDS = 5  # of the cross-validation, which never splits the prompts of one image
 _RIDGE = 1e-2  # on standardized statistics, relative to one prompt: keeps coefficients finite on separable data
@@ -175,7 +176,7 @@ def _predictor_of(coefficients: dict[str, float]) -> Callable[[Vector], Vector]:
 
 def _measured(spec: PresenceSpec, presence: Vector, seen: Observations, source: Source) -> PresenceSpec:
     """Choose the default threshold, and add what was measured."""
-    level = min(MIN_PRESENCE, float(np.floor(100 * np.quantile(presence[seen.matches], 1 - KEPT)) / 100))
+    level = min(HIGHEST, float(np.floor(100 * np.quantile(presence[seen.matches], 1 - KEPT)) / 100))
     metrics = {
         "dataset": source.name,
         "split": source.split,

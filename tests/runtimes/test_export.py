@@ -345,7 +345,7 @@ def test_a_presence_head_is_exported_and_compared(folder):
     bundle = Bundle.open(export(path, folder / "presence", Options(precision="fp32", data=data, max_drop=100)))
     manifest = bundle.manifest
     assert [tensor.name for tensor in manifest.graphs["mask_decoder"].outputs] == ["logits", "presence"]
-    assert manifest.presence.source == "head" and 0 <= manifest.presence.min_presence <= 0.5
+    assert manifest.presence.source == "head" and 0 <= manifest.presence.min_presence <= 0.7
     assert manifest.presence.metrics["not_matching"] >= 10 and manifest.presence.metrics["T-acc"] >= 90
     scored = {row["runtime"]: row["generalized"] for row in manifest.metrics}
     assert set(scored) == {"pytorch", *BOTH}
