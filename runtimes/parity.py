@@ -144,7 +144,20 @@ class Reference:
             return tolerances
         cost = cost or self.differences(of_modules(self.modules, precision))
         last_digit = torch.finfo(getattr(torch, precision)).eps  # lost even if the value was computed exactly
-        return {key: SLACK * max(cost.largest[key][0], last_digit * value) for key, value in largest.items()}
+        found = {key: SLACK * max(cost.largest[key][0], last_digit * value) for key, value in largest.items()}
+        return {**found, **self._of_choices(("image_encoder", "mask_decoder"))}
+
+    def _of_choices(self, graphs: Sequence[str]) -> dict[tuple[str, str], float]:
+        """Return the tolerances of graphs that choose (`training.model.candidatedeploy`), and of the chain.
+
+        Where two candidates are nearly tied, arithmetic decides which is first, and everything that belongs to it
+        changes. No bound smaller than the values themselves holds; agreement of masks on labelled data says the rest.
+        """
+        choosing = {
+            name for name, module in zip(GRAPHS, self.modules, strict=True) if getattr(module, "chooses", False)
+        }
+        owners = {*choosing.intersection(graphs), *((CHAIN,) if choosing else ())}
+        return {key: 2 * value for key, value in self._largest_values().items() if key[0] in owners}
 
     def _largest_values(self) -> dict[tuple[str, str], float]:
         images, texts = self._features

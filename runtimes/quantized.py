@@ -146,7 +146,8 @@ class QuantizedReference(Reference):
         slack = SLACK if "float32" in precision else REDUCED_SLACK
         largest, known = self._largest_values(), cost or self._cost
         # A tensor that quantization hardly changes may still differ by one 8-bit step.
-        return {key: slack * max(known.largest[key][0], value / 255) for key, value in largest.items()}
+        found = {key: slack * max(known.largest[key][0], value / 255) for key, value in largest.items()}
+        return {**found, **self._of_choices(GRAPHS if "float32" not in precision else GRAPHS[:1])}
 
     def state_cost(self, form: str) -> list[dict[str, Any]]:
         """Return the cost of int8 in PyTorch, as `runtimes.parity.state_reduced` does for reduced precision."""

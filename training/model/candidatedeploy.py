@@ -6,6 +6,8 @@ image and one prompt at a time; only the word table is joined, so that one row i
 
 `quantized_layers` names the weights that an int8 network quantizes: the convolutions of detector and mask head. Boxes,
 scores, crops and words stay in float, as do the last layers that give them, small and sensitive to rounding.
+
+`chooses` marks the modules whose output jumps where two boxes or two scores are nearly tied.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class CandidateImageEncoder(nn.Module):
 
     input_names = ("image",)
     output_names = (*CANDIDATES, "candidate_squares", *MASKS)
+    chooses = True
 
     def __init__(self, finder: CandidateFinder, selector: Selector, boxmask: BoxMask) -> None:
         super().__init__()
@@ -87,6 +90,7 @@ class CandidateMaskDecoder(nn.Module):
 
     input_names = (*CANDIDATES, "candidate_squares", *MASKS, *WORDS)
     output_names: tuple[str, ...] = ("logits",)
+    chooses = True
 
     def __init__(self, selector: Selector, boxmask: BoxMask, *, with_presence: bool = False) -> None:
         super().__init__()
