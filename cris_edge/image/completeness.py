@@ -6,6 +6,10 @@ would read on: data of another image is appended to the scan, and where the pixe
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import suppress
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +19,32 @@ from cris_edge.image.header import ImageHeader
 _END = b"\xff\xd9"
 _MORE = bytes(range(1, 255)) * 64  # no 0xFF, so no marker
 _ROWS = 8  # of a block
+
+
+class _Quiet:
+    """Keeps libjpeg from writing to stderr that it found what was appended; other output is lost meanwhile."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._saved: int | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        with suppress(OSError):  # a process without stderr
+            self._saved = os.dup(2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+
+    def __exit__(self, *_: object) -> None:
+        if self._saved is not None:
+            os.dup2(self._saved, 2)
+            os.close(self._saved)
+            self._saved = None
+        self._lock.release()
+
+
+_quiet = _Quiet()
 
 
 def check_complete(data: bytes, pixels: NDArray[np.uint8], header: ImageHeader, name: str) -> None:
@@ -35,7 +65,8 @@ def check_complete(data: bytes, pixels: NDArray[np.uint8], header: ImageHeader, 
         return
     end = data.rfind(_END)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    extended = cv2.imdecode(np.frombuffer(data[:end] + _MORE + data[end:], np.uint8), flags)
+    with _quiet:
+        extended = cv2.imdecode(np.frombuffer(data[:end] + _MORE + data[end:], np.uint8), flags)
     if extended is None or extended.shape != pixels.shape:
         return
     changed = np.flatnonzero((extended != pixels).any(axis=(1, 2)))

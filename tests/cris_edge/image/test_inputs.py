@@ -155,3 +155,11 @@ def test_raw_is_decoded_where_the_library_is() -> None:
     found = load_image(INPUTS / "raw.dng")
     with rawpy.imread(str(INPUTS / "raw.dng")) as raw:
         assert found.shape[:2] in ((raw.sizes.height, raw.sizes.width), (raw.sizes.width, raw.sizes.height))
+
+
+def test_the_check_for_missing_rows_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 80, 3)).astype(np.uint8)
+    load_image(jpeg(pixels, cv2.IMWRITE_JPEG_PROGRESSIVE, 1))
+    pixels[48:] = (40, 80, 120)
+    load_image(jpeg(pixels)[:-2])
+    assert capfd.readouterr().err == ""
