@@ -1,14 +1,17 @@
-"""Atomic file writes."""
+"""Atomic file writes, and digests and identities of files."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from cris_edge.errors import InputError
+
+_CHUNK = 1 << 20
 
 
 def write_whole(target: Path, data: bytes | str) -> None:
@@ -45,3 +48,17 @@ def naming(target: Path) -> Iterator[None]:
         reason = (error.strerror or error) if isinstance(error, OSError) else error
         hint = "; create the folder first" if isinstance(error, FileNotFoundError) else ""
         raise InputError(f"{str(target)!r} cannot be written: {reason}{hint}") from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def identity(stat: os.stat_result) -> list[int]:
+    """Return what changes when a file is written or replaced: device, inode, size, and both times in nanoseconds."""
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

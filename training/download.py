@@ -53,7 +53,7 @@ def fetch(source: str | os.PathLike[str], *, folder: Path | None = None) -> Path
     expected = _expected(fragment, text)
     url = _url(address)
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "checkpoint"
-    target = (folder or cache_folder() / "downloads") / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    target = (folder or _downloads()) / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if target.is_file():
         _require_checksum(target, expected, url)
         return target
@@ -66,6 +66,13 @@ def fetch(source: str | os.PathLike[str], *, folder: Path | None = None) -> Path
     except OSError as error:
         raise CheckpointError(f"{url} could not be saved as {target}: {error.strerror or error}.") from error
     return target
+
+
+def _downloads() -> Path:
+    cache = cache_folder()
+    if cache is None:
+        raise OptionError("The home folder is unknown, so there is no folder for downloads; set HOME.")
+    return cache / "downloads"
 
 
 def _is_remote(text: str) -> bool:

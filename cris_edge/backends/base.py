@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -227,11 +228,12 @@ def usable_cache(cache_dir: str | os.PathLike[str] | None, model: str) -> Path |
     if root is None:
         return None
     folder = root / "compiled" / model[:16]
-    probe = folder / f".writable-{os.getpid()}"
+    # Containers that share the folder also share process numbers.
+    probe = folder / f".writable-{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("compiled graphs cannot be cached, so each start takes longer: %s", error)
         return None

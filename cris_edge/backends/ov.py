@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import threading
@@ -24,6 +25,7 @@ from cris_edge.backends.base import (
     refuse_extra,
 )
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
+from cris_edge.device.compiled_cache import CompiledCache
 from cris_edge.errors import DeviceError, OptionError
 
 NAME = "openvino"
@@ -141,8 +143,6 @@ class OvBackend:
             # In quantized graphs bfloat16 saves 0 to 3 % of the time and shifts values to other levels: masks agree
             # with PyTorch's by 0.988 instead of 0.992 (docs/quantization.md).
             config["INFERENCE_PRECISION_HINT"] = _PRECISIONS["float32"][1]
-        if options.cache_dir is not None:
-            config["CACHE_DIR"] = str(options.cache_dir)
         return config
 
     def _precision_hint(self) -> str:
@@ -193,7 +193,8 @@ class OvBackend:
     def compile(self, path: Path, spec: GraphSpec) -> OvGraph:
         """Load one IR or ONNX file; see `Backend.compile`."""
         try:
-            compiled = self._core.compile_model(str(path), self._device, self._config)
+            with self._cached(path) as cache:
+                compiled = self._core.compile_model(str(path), self._device, {**self._config, **cache})
         except RuntimeError as error:
             raise DeviceError(
                 f"OpenVINO {_version(self._ov)} cannot run {path} on {self._device}: {_last_line(error)}"
@@ -205,6 +206,18 @@ class OvBackend:
         self._compiled[path] = compiled
         self._info = None
         return OvGraph(self._ov.Tensor, compiled, path, [tensor.name for tensor in inputs], outputs)
+
+    @contextmanager
+    def _cached(self, path: Path) -> Iterator[dict[str, str]]:
+        """Yield the settings by which OpenVINO takes a graph from the cache, or adds it."""
+        if self._options.cache_dir is None:
+            yield {}
+            return
+        # One name for one graph with one configuration, so that only what may be used is read and checked.
+        key = repr((_version(self._ov), self._device, sorted(self._config.items()), str(path)))
+        prefix = f"{path.stem}-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:12]}"
+        with CompiledCache(self._options.cache_dir).staging(prefix) as staging:
+            yield {} if staging is None else {"CACHE_DIR": str(staging)}
 
     def _check_given(self, compiled: Any) -> None:
         """Compare the requested options with those in use."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -24,6 +25,7 @@ from cris_edge.backends.base import (
 )
 from cris_edge.bundle.manifest import GraphSpec
 from cris_edge.bundle.onnx_header import OnnxHeader, read_onnx_header
+from cris_edge.device.compiled_cache import CompiledCache
 from cris_edge.errors import BundleError, DeviceError, OptionError, RuntimeMissingError, first_line
 
 NAME = "qnn"
@@ -193,15 +195,15 @@ class QnnBackend:
         cache = self._options.cache_dir
         if cache is None or self._fallback or is_compiled(path):
             return self._open(path)
-        kept = cache / f"{path.stem}-{self._device}-{self._package.__version__}.onnx"
-        if kept.is_file():
+        name = f"{path.stem}-{self._device}-{self._package.__version__}.onnx"
+        kept = CompiledCache(cache).find(name)
+        if kept is not None:
             with suppress(DeviceError):  # of another driver; compiled again
                 return self._open(kept)
-        partial = kept.with_name(f"{kept.stem}-{os.getpid()}.onnx")
+        partial = cache / f".{path.stem}-{secrets.token_hex(8)}.onnx"
         try:
             session = self._open(path, compiled=partial)
-            with suppress(OSError):
-                partial.replace(kept)
+            CompiledCache(cache).publish([(partial, name)])
         finally:
             partial.unlink(missing_ok=True)
         return session

@@ -332,6 +332,8 @@ def _scratch() -> Iterator[Path]:
     """Create a temporary folder where caches are: temporary folders are often in memory, and a cache is not."""
     parent = cache_folder()
     try:
+        if parent is None:
+            raise OSError("the home folder is unknown")
         parent.mkdir(parents=True, exist_ok=True)
         holder = tempfile.TemporaryDirectory(prefix="benchmark-", dir=parent)
     except OSError:

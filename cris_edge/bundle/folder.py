@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cris_edge.bundle.integrity import inside, verify_files
+from cris_edge.bundle.integrity import inside, read_verified, unchanged, verify_files
 from cris_edge.bundle.manifest import GRAPHS, Manifest
 from cris_edge.device.caches import chosen_cache
 from cris_edge.errors import BundleError, OptionError
@@ -54,11 +55,15 @@ class Bundle:
         path: The folder, absolute.
         manifest: The parsed manifest.
         digest: SHA-256 of the manifest, which lists the hash of every other file, so that it identifies the model.
+        verified: By path, the identity of each file when it was verified, and its SHA-256.
+        strict: Whether files are read once, and the bytes that were hashed are those that are used.
     """
 
     path: Path
     manifest: Manifest
     digest: str
+    verified: Mapping[str, list[Any]] = field(default_factory=dict, repr=False)
+    strict: bool = False
 
     @classmethod
     def open(
@@ -66,6 +71,7 @@ class Bundle:
         path: str | os.PathLike[str],
         *,
         thorough: bool = False,
+        strict: bool = False,
         cache_dir: str | os.PathLike[str] | None = "auto",
     ) -> Bundle:
         """Read a bundle's manifest and verify its files.
@@ -76,12 +82,17 @@ class Bundle:
         Args:
             path: The folder.
             thorough: Whether to hash every file again.
+            strict: Whether to hash every file again, and to give a runtime the bytes that were hashed instead of a path
+                that it opens itself. Takes more memory while the graphs compile, and compiled graphs are not cached.
             cache_dir: Where to record hashed files: a folder, "auto" for the platform's cache folder, None to disable.
 
         Raises:
             BundleError: There is no bundle, its format is unsupported, or a file is missing, modified or outside it.
         """
-        folder = Path(path).expanduser()
+        try:
+            folder = Path(path).expanduser()
+        except RuntimeError:
+            raise BundleError(f"There is no bundle {os.fspath(path)}: the home folder is unknown; set HOME.") from None
         if not folder.exists():
             raise BundleError(f"There is no bundle {folder}; expected a folder with a {MANIFEST}.")
         if not folder.is_dir():
@@ -99,15 +110,28 @@ class Bundle:
             raise BundleError(f"The manifest in {folder} is not JSON ({error}); export the bundle again.") from error
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from error
-        bundle = cls(folder, manifest, hashlib.sha256(text).hexdigest())
-        verify_files(folder, manifest.files, bundle.digest, thorough=thorough, cache=chosen_cache(cache_dir))
-        return bundle
+        digest = hashlib.sha256(text).hexdigest()
+        cache = chosen_cache(cache_dir)
+        verified = verify_files(folder, manifest, digest, thorough=thorough or strict, cache=cache)
+        return cls(folder, manifest, digest, verified, strict)
 
     def file(self, name: str) -> Path:
         """Return the path of a file that the manifest lists."""
         if name not in self.manifest.files:
             raise BundleError(f"The manifest of {self.path} lists no file {name!r}.")
         return inside(self.path, name)
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file that the manifest lists, read once.
+
+        Raises:
+            BundleError: It cannot be read, or does not have the SHA-256 that the manifest states.
+        """
+        return read_verified(self.file(name), self.manifest.files[name])
+
+    def unchanged(self, files: Iterable[Path]) -> AbstractContextManager[None]:
+        """Return a context manager that raises `BundleError` if files change while its block opens them."""
+        return unchanged({file: self.verified[str(file)] for file in files if str(file) in self.verified})
 
     def graph_files(self, runtime: str) -> dict[str, Path]:
         """Return the file of each of the three graphs for `runtime`.

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cris_edge.bundle.manifest import FileRecord
+from cris_edge.bundle.graph_check import check_onnx, graph_uses
+from cris_edge.bundle.manifest import FileRecord, Manifest
 from cris_edge.errors import BundleError, InputError
-from cris_edge.files import write_whole
-
-_CHUNK = 1 << 20
+from cris_edge.files import identity, sha256, write_whole
 
 logger = logging.getLogger(__name__)
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of `name` in `folder`; raise `BundleError` if its name or a symbolic link leads outside."""
+    """Return the path of `name` in `folder`; raise `BundleError` if its name or a symbolic link leads outside.
+
+    In the cache of the Hugging Face hub, a folder ``models--…/snapshots/REVISION`` holds links to
+    ``models--…/blobs``; such links are accepted.
+    """
     parts = PurePosixPath(name).parts
     # A backslash or a colon is harmless on POSIX but leads elsewhere on Windows.
     if not parts or name != "/".join(parts) or set(parts) & {"..", "."} or set(name) & set("\\:\0") or name[0] == "/":
@@ -28,33 +33,46 @@ def inside(folder: Path, name: str) -> Path:
         )
     path = folder.joinpath(*parts)
     try:
-        inside = path.resolve().is_relative_to(folder.resolve())
+        target, root = path.resolve(), folder.resolve()
     except (OSError, RuntimeError):  # a link to itself
-        inside = False
-    if not inside:
+        target, root = Path(), folder
+    if not target.is_relative_to(root) and target.parent != _hub_blobs(root):
         raise BundleError(f"{path} is a symbolic link to outside the bundle; replace it with a copy of the file.")
     return path
 
 
+def _hub_blobs(folder: Path) -> Path | None:
+    """Return the folder of the files of a snapshot in the hub's cache; None for other folders."""
+    repository = folder.parent.parent
+    if folder.parent.name == "snapshots" and repository.name.startswith("models--"):
+        return repository / "blobs"
+    return None
+
+
 def verify_files(
-    folder: Path, files: Mapping[str, FileRecord], digest: str, *, thorough: bool, cache: Path | None
-) -> None:
-    """Verify that no file of a bundle has changed since it was written.
+    folder: Path, manifest: Manifest, digest: str, *, thorough: bool, cache: Path | None
+) -> dict[str, list[Any]]:
+    """Verify that no file of a bundle has changed since it was written, and check its ONNX files.
 
     Args:
         folder: The bundle.
-        files: The manifest's records.
+        manifest: Its manifest.
         digest: SHA-256 of the manifest.
-        thorough: Whether to hash files again that are unchanged since they were last hashed.
+        thorough: Whether to hash and check files again that are unchanged since they were last hashed.
         cache: Folder in which to record hashed files; None to disable.
 
+    Returns:
+        By path, the identity of each file and its SHA-256.
+
     Raises:
-        BundleError: A file is missing, modified, unreadable or outside the folder.
+        BundleError: A file is missing, modified, unreadable or outside the folder, or an ONNX file is refused by
+            `check_onnx`.
     """
     record_file = None if cache is None else _VerifiedFiles(cache, folder, digest)
     known = record_file.read() if record_file is not None and not thorough else {}
     now: dict[str, list[Any]] = {}
-    for name, record in files.items():
+    uses = graph_uses(manifest)
+    for name, record in manifest.files.items():
         path = inside(folder, name)
         try:
             if not path.is_file():
@@ -66,16 +84,71 @@ def verify_files(
                     f"{path} has {stat.st_size} bytes; the manifest states {record.size}. "
                     f"Copy or export the bundle again."
                 )
-            now[str(path)] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, record.sha256]
-            if known.get(str(path)) != now[str(path)] and sha256(path) != record.sha256:
-                raise BundleError(
-                    f"{path} was modified after the bundle was written: its SHA-256 differs from the manifest's. "
-                    f"Copy or export the bundle again."
-                )
+            now[str(path)] = [*identity(stat), record.sha256]
+            if known.get(str(path)) != now[str(path)]:
+                if sha256(path) != record.sha256:
+                    raise _modified(path)
+                if name in uses:
+                    check_onnx(path, name, manifest, uses[name])
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error}.") from error
     if record_file is not None and known != now:
         record_file.write(now)
+    return now
+
+
+def read_verified(path: Path, record: FileRecord) -> bytes:
+    """Read a file once and return its bytes, which have the SHA-256 of the manifest.
+
+    Raises:
+        BundleError: It cannot be read, or was modified.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise _modified(path)
+    return data
+
+
+@contextlib.contextmanager
+def unchanged(files: Mapping[Path, list[Any]]) -> Iterator[None]:
+    """Verify files again, before and after the ``with`` block that opens them, if they are no longer the same.
+
+    Args:
+        files: The identity and the SHA-256 of each when it was verified.
+
+    Raises:
+        BundleError: A file was modified or replaced meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        opened: dict[Path, tuple[Any, list[int]]] = {}
+        for path, (*verified, digest) in files.items():
+            try:
+                file = stack.enter_context(path.open("rb"))
+                found = identity(os.fstat(file.fileno()))
+            except OSError as error:
+                raise BundleError(f"{path} cannot be read: {error}.") from error
+            if found != verified and sha256(path) != digest:
+                raise _modified(path)
+            opened[path] = (file, found)
+        yield
+        for path, (file, before) in opened.items():
+            try:
+                # What was open is unchanged, and it is still what the path leads to.
+                same = identity(os.fstat(file.fileno())) == before == identity(path.stat())
+                if not same and sha256(path) != files[path][-1]:
+                    raise _modified(path)
+            except OSError as error:
+                raise BundleError(f"{path} cannot be read: {error}.") from error
+
+
+def _modified(path: Path) -> BundleError:
+    return BundleError(
+        f"{path} was modified after the bundle was written: its SHA-256 differs from the manifest's. "
+        f"Copy or export the bundle again."
+    )
 
 
 class _VerifiedFiles:
@@ -102,12 +175,3 @@ class _VerifiedFiles:
             write_whole(self.path, json.dumps(files))
         except (OSError, InputError) as error:
             logger.info("cannot record verified files, so they are hashed at each start: %s", error)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ Weights are skipped, not read. The format is that of onnx.proto3 (https://github
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -49,6 +50,9 @@ class OnnxHeader:
         operators: (domain, operator) of every node, those of subgraphs and functions included.
         inputs: Inputs of the graph; old files list initializers among them.
         outputs: Outputs of the graph.
+        initializers: Names of the weights of the main graph.
+        tensors: Every tensor whose shape the file states: weights, inputs, outputs and intermediate values.
+        functions: (domain, operator) of the functions that the file defines.
         metadata: The model's metadata properties.
         external_data: Locations of the files that hold weights, as written in the model, unchecked.
     """
@@ -58,6 +62,9 @@ class OnnxHeader:
     operators: set[tuple[str, str]] = field(default_factory=set)
     inputs: list[OnnxTensor] = field(default_factory=list)
     outputs: list[OnnxTensor] = field(default_factory=list)
+    initializers: set[str] = field(default_factory=set)
+    tensors: list[OnnxTensor] = field(default_factory=list)
+    functions: set[tuple[str, str]] = field(default_factory=set)
     metadata: dict[str, str] = field(default_factory=dict)
     external_data: set[str] = field(default_factory=set)
 
@@ -94,8 +101,8 @@ def parse_onnx_header(data: bytes | mmap.mmap) -> OnnxHeader:
         elif number == 14:
             entry = reader.message(value, {1: "text", 2: "text"})
             header.metadata[entry.get(1, "")] = entry.get(2, "")
-        elif number == 25:  # a function: nodes in field 7
-            reader.nodes(reader.span(value), 7, depth=0)
+        elif number == 25:
+            reader.function(reader.span(value))
     if not header.ir_version or not header.opsets:
         raise ValueError("it has no IR version or no operator set")
     return header
@@ -113,16 +120,27 @@ class _Reader:
             if number == 1:
                 self.node(self.span(value), depth)
             elif number == 5:
-                self.tensor(self.span(value))
+                name = self.tensor(self.span(value))
+                if depth == 0:
+                    self.header.initializers.add(name)
             elif number == 15:
                 self.sparse_tensor(self.span(value))
-            elif number in (11, 12) and depth == 0:
-                (self.header.inputs if number == 11 else self.header.outputs).append(self.value_info(self.span(value)))
+            elif number in (11, 12, 13):
+                tensor = self.value_info(self.span(value))
+                self.header.tensors.append(tensor)
+                if depth == 0 and number != 13:
+                    (self.header.inputs if number == 11 else self.header.outputs).append(tensor)
 
-    def nodes(self, span: Span, field_number: int, depth: int) -> None:
+    def function(self, span: Span) -> None:
+        name = domain = ""
         for number, value in self.fields(span):
-            if number == field_number:
-                self.node(self.span(value), depth)
+            if number == 1:
+                name = self.text(value)
+            elif number == 10:
+                domain = self.text(value)
+            elif number == 7:
+                self.node(self.span(value), depth=0)
+        self.header.functions.add((domain, name))
 
     def node(self, span: Span, depth: int) -> None:
         operator = domain = ""
@@ -151,17 +169,38 @@ class _Reader:
             if number in (1, 2):
                 self.tensor(self.span(value))
 
-    def tensor(self, span: Span) -> None:
+    def tensor(self, span: Span) -> str:
         external, locations = False, set()
+        name, dtype = "", "type 0"
+        shape: list[int] = []
         for number, value in self.fields(span):
-            if number == 14:
+            if number == 1:  # a side, or several of them packed
+                shape += [self.integer(value)] if isinstance(value, int) else self.packed(value)
+            elif number == 2:
+                code = self.integer(value)
+                dtype = _DTYPES.get(code, f"type {code}")
+            elif number == 8:
+                name = self.text(value)
+            elif number == 14:
                 external = self.integer(value) == _EXTERNAL
             elif number == 13:
                 entry = self.message(value, {1: "text", 2: "text"})
                 if entry.get(1) == "location":
                     locations.add(entry.get(2, ""))
+        if any(side < 0 for side in shape) or (not external and math.prod(shape) > 2 * len(self.data)):
+            raise ValueError(f"the tensor {name!r} has the shape {shape}, more values than the file can hold")
+        self.header.tensors.append(OnnxTensor(name, dtype, tuple(shape)))
         if external:
             self.header.external_data |= locations or {""}
+        return name
+
+    def packed(self, span: Span) -> list[int]:
+        values = []
+        at, end = span
+        while at < end:
+            value, at = self.varint(at, end)
+            values.append(self.integer(value))
+        return values
 
     def value_info(self, span: Span) -> OnnxTensor:
         name, dtype, shape = "", "type 0", None

@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Any
 
 from cris_edge.bundle.folder import MANIFEST
-from cris_edge.bundle.integrity import inside, sha256
+from cris_edge.bundle.integrity import inside
 from cris_edge.bundle.manifest import FORMAT, Manifest
 from cris_edge.errors import BundleError
+from cris_edge.files import sha256
 
 
 class BundleWriter:

@@ -12,6 +12,7 @@ import click
 
 from cris_edge import __version__
 from cris_edge.cli.benchmark import benchmark
+from cris_edge.cli.cache import cache
 from cris_edge.cli.doctor import doctor
 from cris_edge.cli.info import info
 from cris_edge.cli.predict import predict
@@ -30,5 +31,5 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-for command in (predict, info, verify, doctor, benchmark, serve):
+for command in (predict, info, verify, doctor, benchmark, cache, serve):
     main.add_command(command)

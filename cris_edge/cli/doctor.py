@@ -34,7 +34,7 @@ def _text(report: DoctorReport) -> str:
         f"cris-edge {report.version}, Python {report.python}, {report.system}",
         f"processor: {report.processor}, {report.cores} cores ({report.physical_cores} physical){memory}",
         f"instruction sets: {', '.join(report.instruction_sets) or 'unknown'}",
-        f"cache: {report.cache}, {report.cache_size / 1e6:.1f} MB",
+        f"cache: {report.cache}, {report.cache_size / 1e6:.1f} MB" if report.cache else "cache: none, HOME is unknown",
     ]
     for runtime in report.runtimes:
         if not runtime.usable:

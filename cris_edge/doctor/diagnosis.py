@@ -56,7 +56,7 @@ class DoctorReport:
     cores: int
     physical_cores: int
     memory: int | None
-    cache: Path
+    cache: Path | None
     cache_size: int
     runtimes: tuple[RuntimeState, ...]
     npus: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class DoctorReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values for JSON."""
-        return {**asdict(self), "cache": str(self.cache)}
+        return {**asdict(self), "cache": None if self.cache is None else str(self.cache)}
 
 
 def examine(models: Iterable[str | os.PathLike[str]] = ()) -> DoctorReport:
@@ -85,7 +85,7 @@ def examine(models: Iterable[str | os.PathLike[str]] = ()) -> DoctorReport:
         physical_cores=physical_cores(),
         memory=memory_bytes(),
         cache=cache,
-        cache_size=_size(cache),
+        cache_size=0 if cache is None else _size(cache),
         runtimes=runtimes,
         npus=drivers(),
         bundles=tuple(_bundle(model, runtimes) for model in models),

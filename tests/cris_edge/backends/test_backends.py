@@ -300,6 +300,27 @@ def test_openvino_caches_compiled_graphs(bundle: Bundle, tmp_path: Path) -> None
     assert (compiled(bundle, "openvino", cache_dir=folder)[1](given)["logits"] == first).all()
 
 
+def test_damaged_compiled_graphs_are_compiled_again(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenVINO itself loads a blob with other weights, and computes other logits."""
+    pytest.importorskip("openvino")
+    folder = usable_cache(tmp_path / "cache", "model")
+    assert folder is not None
+    given = feeds(bundle)
+    first = compiled(bundle, "openvino", cache_dir=folder)[1](given)["logits"]
+    for share in (0.3, 0.6, 0.9, 0.99):
+        (blob,) = folder.glob("*.blob")
+        data = bytearray(blob.read_bytes())
+        for place in range(int(share * len(data)), min(len(data), int(share * len(data)) + 64)):
+            data[place] ^= 0x5A
+        blob.unlink()  # the graphs above have it mapped into memory
+        blob.write_bytes(data)
+        caplog.clear()
+        assert (compiled(bundle, "openvino", cache_dir=folder)[1](given)["logits"] == first).all()
+        assert "is damaged" in caplog.text
+
+
 def test_unwritable_cache_is_skipped(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     assert usable_cache(tmp_path / "file" / "cache", "model") is None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cris_edge import Segmenter
 from cris_edge.bundle import Bundle, BundleWriter
 from cris_edge.bundle import integrity as module
 from cris_edge.errors import BundleError, OptionError
@@ -186,6 +187,37 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(copied: Path)
     (copied / "onnx").symlink_to(copied.parent / "onnx", target_is_directory=True)
     with pytest.raises(BundleError, match="a symbolic link to outside the bundle"):
         Bundle.open(copied)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege on Windows")
+def test_the_cache_layout_of_the_hub_is_accepted(tiny: Path, tmp_path: Path, runtime: str) -> None:
+    """Its snapshots are folders of links to files named by their hash."""
+    repository = tmp_path / "models--someone--tiny"
+    snapshot = repository / "snapshots" / "0123abcd"
+    for number, file in enumerate(path for path in sorted(tiny.rglob("*")) if path.is_file()):
+        blob = repository / "blobs" / f"{number:040x}"
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, blob)
+        link = snapshot / file.relative_to(tiny)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    with Segmenter(snapshot, runtime=runtime) as segmenter:
+        assert segmenter.bundle.digest == Bundle.open(tiny).digest
+    golden = snapshot / "golden.npz"
+    for target in ("../../outside", "../../blobs/../../outside", "../../../models--another/blobs/1"):
+        path = Path(os.path.normpath(snapshot / target))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tiny / "golden.npz", path)
+        golden.unlink()
+        golden.symlink_to(target)
+        with pytest.raises(BundleError, match="a symbolic link to outside the bundle"):
+            Bundle.open(snapshot)
+    # Links of the same form under folders of other names are refused.
+    golden.unlink()
+    shutil.copyfile(tiny / "golden.npz", golden)
+    repository.rename(tmp_path / "another")
+    with pytest.raises(BundleError, match="a symbolic link to outside the bundle"):
+        Bundle.open(tmp_path / "another" / "snapshots" / "0123abcd")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege on Windows")

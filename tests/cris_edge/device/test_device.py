@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cris_edge.device.caches import cache_folder
+from cris_edge.device.caches import cache_folder, chosen_cache
 from cris_edge.device.memory import memory_bytes
 from cris_edge.device.processor import (
     instruction_sets,
@@ -15,6 +15,7 @@ from cris_edge.device.processor import (
     processor_name,
     usable_cores,
 )
+from cris_edge.errors import OptionError
 
 
 def test_cores_are_counted() -> None:
@@ -64,3 +65,15 @@ def test_the_cache_folder_follows_the_platform(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
     assert cache_folder() == Path(expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets HOME")
+@pytest.mark.parametrize("home", ["~", "relative"])
+def test_without_a_home_folder_nothing_is_cached(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)  # what an unknown user leaves: expanduser returns "~" itself
+    assert cache_folder() is None
+    assert chosen_cache("auto") is None
+    monkeypatch.delenv("HOME")
+    with pytest.raises(OptionError, match="the home folder is unknown"):
+        chosen_cache("~no-such-user/cache")
