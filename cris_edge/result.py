@@ -101,6 +101,15 @@ class Segmentation:
         self.threshold = float(threshold)
         self.timings: Mapping[str, float] = MappingProxyType(dict(timings or {}))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the data to pickle or copy, without the views, which are computed again."""
+        views = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
+        kept = {name: value for name, value in vars(self).items() if name not in views}
+        return {**kept, "timings": dict(self.timings)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, timings=MappingProxyType(dict(state["timings"])))
+
     @cached_property
     def area(self) -> int:
         """Pixels in the mask."""

@@ -19,7 +19,7 @@ from cris_edge.backends.graphs import Engine, EngineInfo
 from cris_edge.bundle import Bundle, default_model
 from cris_edge.bundle.manifest import long_precision
 from cris_edge.bundle.presence import presence_of
-from cris_edge.errors import InputError, OptionError, PromptError
+from cris_edge.errors import BundleError, InputError, OptionError, PromptError, RuntimeFailure
 from cris_edge.image import ImageSource, load_image, postprocess, preprocess
 from cris_edge.result import Segmentation
 
@@ -71,6 +71,8 @@ class Segmenter:
             for the platform's cache folder, None to disable.
         min_presence: In [0, 1]; a prompt whose presence is below matches nothing: its mask is empty. The bundle's
             default if None; 0 disables it.
+        strict: Whether to hash every file at each start and to compile the very bytes that were hashed, without cached
+            graphs. Slower, and takes more memory during the start.
 
     Raises:
         BundleError: The bundle is incomplete or damaged.
@@ -90,9 +92,14 @@ class Segmenter:
         hint: Hint = "latency",
         cache_dir: str | os.PathLike[str] | None = "auto",
         min_presence: float | None = None,
+        strict: bool = False,
     ) -> None:
+        self._given = {
+            "model": model, "runtime": runtime, "device": device, "precision": precision, "threads": threads,
+            "hint": hint, "cache_dir": cache_dir, "min_presence": min_presence, "strict": strict,
+        }  # fmt: skip
         if not isinstance(model, Bundle):
-            model = Bundle.open(default_model() if model is None else model, cache_dir=cache_dir)
+            model = Bundle.open(default_model() if model is None else model, strict=strict, cache_dir=cache_dir)
         self._bundle = model
         spec = model.manifest.presence
         default = 0.0 if spec is None else spec.min_presence
@@ -335,6 +342,17 @@ class Segmenter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the options, by which another process opens the bundle and compiles its own graphs."""
+        given = dict(self._given)
+        if not isinstance(given["runtime"], str):
+            raise OptionError("This Segmenter was given a backend, which cannot be pickled; give a runtime's name.")
+        if self._engine.closed:
+            raise RuntimeFailure("This Segmenter was closed, so it cannot be pickled; create a new one.")
+        if given["model"] is not None:  # the default model may be elsewhere there
+            given |= {"model": str(self._bundle.path), "strict": self._bundle.strict}
+        return _reopened, (given, self._bundle.digest)
+
     def __repr__(self) -> str:
         return f"<Segmenter {'closed' if self._engine.closed else self.info}>"
 
@@ -415,6 +433,19 @@ class Segmenter:
                 f"The {kind} features are of another bundle (its digest begins with {features.bundle[:12]}, that of "
                 f"{self._bundle.manifest.name} with {self._bundle.digest[:12]}); encode again with this Segmenter."
             )
+
+
+def _reopened(given: dict[str, Any], digest: str) -> Segmenter:
+    """Open a pickled Segmenter."""
+    segmenter = Segmenter(**given)
+    if segmenter.bundle.digest != digest:
+        found = segmenter.bundle
+        segmenter.close()
+        raise BundleError(
+            f"{found.path} is another bundle than the one that was pickled (its digest begins with "
+            f"{found.digest[:12]}, not {digest[:12]}); copy the same bundle to both."
+        )
+    return segmenter
 
 
 class _Clock:

@@ -19,8 +19,8 @@ from cris_edge.backends.base import (
     refuse_extra,
 )
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
-from cris_edge.bundle.onnx_header import read_onnx_header
-from cris_edge.device.processor import physical_cores, processor_name
+from cris_edge.bundle.onnx_header import parse_onnx_header, read_onnx_header
+from cris_edge.device.processor import default_threads, processor_name
 from cris_edge.errors import BundleError, DeviceError, OptionError, first_line
 
 NAME = "onnxruntime"
@@ -92,7 +92,7 @@ class OrtBackend:
         self._options = options
         self._provider_options: dict[str, str] = {}
         self._check_precision()
-        self._threads = options.threads or physical_cores()
+        self._threads = options.threads or default_threads()
         self._graphs: list[Path] = []
         self._info: BackendInfo | None = None
 
@@ -138,6 +138,15 @@ class OrtBackend:
 
     def compile(self, path: Path, spec: GraphSpec) -> OrtGraph:
         """Load one ONNX file; see `Backend.compile`."""
+        return self._compile(path, spec, os.fspath(path))
+
+    def compile_bytes(self, path: Path, spec: GraphSpec, model: bytes, weights: bytes | None) -> OrtGraph:
+        """Load the content of an ONNX file that was read already; errors are those of `compile`."""
+        if weights is not None or parse_onnx_header(model).external_data:  # would be read from the working directory
+            raise BundleError(f"{path} keeps weights in another file; load it without strict=True.")
+        return self._compile(path, spec, model)
+
+    def _compile(self, path: Path, spec: GraphSpec, source: str | bytes) -> OrtGraph:
         ort = self._ort
         settings = ort.SessionOptions()
         settings.log_severity_level = 4  # errors are raised, not printed
@@ -150,7 +159,7 @@ class OrtBackend:
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             session = ort.InferenceSession(
-                os.fspath(path), settings, providers=[(self._provider, self._provider_options)], enable_fallback=0
+                source, settings, providers=[(self._provider, self._provider_options)], enable_fallback=0
             )
         except Exception as error:  # its exceptions have no common base
             raise DeviceError(

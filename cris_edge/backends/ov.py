@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cris_edge.backends.base import (
 )
 from cris_edge.bundle.manifest import GraphSpec, TensorSpec
 from cris_edge.device.compiled_cache import CompiledCache
+from cris_edge.device.processor import default_threads, physical_cores
 from cris_edge.errors import DeviceError, OptionError
 
 NAME = "openvino"
@@ -137,6 +138,9 @@ class OvBackend:
             if not device.startswith("CPU"):
                 raise OptionError(f"threads={options.threads} was given for {device}; only the CPU has threads.")
             config["INFERENCE_NUM_THREADS"] = options.threads
+        elif device.startswith("CPU") and default_threads() < physical_cores():
+            # OpenVINO counts the cores of the machine, not those of a container's quota.
+            config["INFERENCE_NUM_THREADS"] = default_threads()
         if options.precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = self._precision_hint()
         elif options.quantized and device.startswith("CPU"):
@@ -192,9 +196,24 @@ class OvBackend:
 
     def compile(self, path: Path, spec: GraphSpec) -> OvGraph:
         """Load one IR or ONNX file; see `Backend.compile`."""
+        return self._compile(path, spec, self._compile_path)
+
+    def compile_bytes(self, path: Path, spec: GraphSpec, model: bytes, weights: bytes | None) -> OvGraph:
+        """Load the content of files that were read already, without the cache; errors are those of `compile`."""
+
+        def compiled(path: Path) -> Any:
+            network = self._core.read_model(model=model, weights=weights or b"")
+            return self._core.compile_model(network, self._device, self._config)
+
+        return self._compile(path, spec, compiled)
+
+    def _compile_path(self, path: Path) -> Any:
+        with self._cached(path) as cache:
+            return self._core.compile_model(str(path), self._device, {**self._config, **cache})
+
+    def _compile(self, path: Path, spec: GraphSpec, compile_model: Callable[[Path], Any]) -> OvGraph:
         try:
-            with self._cached(path) as cache:
-                compiled = self._core.compile_model(str(path), self._device, {**self._config, **cache})
+            compiled = compile_model(path)
         except RuntimeError as error:
             raise DeviceError(
                 f"OpenVINO {_version(self._ov)} cannot run {path} on {self._device}: {_last_line(error)}"

@@ -129,6 +129,16 @@ class Bundle:
         """
         return read_verified(self.file(name), self.manifest.files[name])
 
+    def read_path(self, path: Path) -> bytes:
+        """Do as `read`, by the file's path."""
+        return self.read(path.relative_to(self.path).as_posix())
+
+    def weights(self, graph: Path) -> Path | None:
+        """Return the file of weights beside an OpenVINO graph; None for other graphs."""
+        weights = graph.with_suffix(".bin")
+        listed = weights.relative_to(self.path).as_posix() in self.manifest.files
+        return weights if graph.suffix == ".xml" and listed else None
+
     def unchanged(self, files: Iterable[Path]) -> AbstractContextManager[None]:
         """Return a context manager that raises `BundleError` if files change while its block opens them."""
         return unchanged({file: self.verified[str(file)] for file in files if str(file) in self.verified})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from cris_edge.device.control_groups import cpu_quota
 
 # Flags of the Linux kernel and names in reports, of those that determine the speed of float32, bfloat16 and int8.
 _INSTRUCTION_SETS = (
@@ -91,6 +94,18 @@ def physical_cores() -> int:
         count = _sysctl("hw.physicalcpu")
         return int(count) if count.isdecimal() else usable_cores()
     return usable_cores()
+
+
+def default_threads(root: Path = Path("/")) -> int:
+    """Return how many threads to compute with by default: the physical cores, or fewer under a CPU quota.
+
+    A quota is rounded up, as by the JVM: with 1.5 CPUs two threads are throttled, and still faster than one.
+
+    Args:
+        root: The root of the file system, for tests.
+    """
+    quota = cpu_quota(root)
+    return physical_cores() if quota is None else max(1, min(physical_cores(), math.ceil(quota)))
 
 
 def _cpuinfo(key: str) -> list[str]:

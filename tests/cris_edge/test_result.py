@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import stat
 from pathlib import Path
 
@@ -312,3 +314,14 @@ def test_small_parts_are_dust_by_the_stated_rule() -> None:
     assert nothing().instances() == []
     with pytest.raises(OptionError, match="min_area is -1"):
         result().instances(min_area=-1)
+
+
+def test_a_result_survives_pickling_and_copying() -> None:
+    found = result(timings={"image": 0.5}, presence=0.9, min_presence=0.2, index=3, seconds=0.1)
+    expected = found.to_dict()
+    for other in (pickle.loads(pickle.dumps(found)), copy.copy(found), copy.deepcopy(found)):
+        assert other.to_dict() == expected
+        assert (other.probability == found.probability).all()
+        assert (other.image == found.image).all()
+        with pytest.raises(TypeError):
+            other.timings["image"] = 1

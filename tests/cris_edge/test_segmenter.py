@@ -450,6 +450,93 @@ def test_infinite_and_nan_logits_find_nothing(tiny: Path, image: NDArray[np.uint
     assert result.score == 0.0
 
 
+def _predict_elsewhere(segmenter: Segmenter, image: NDArray[np.uint8]) -> Segmentation:
+    return segmenter(image, "red")
+
+
+def test_a_segmenter_is_pickled_by_its_options(tiny: Path, runtime: str, image: NDArray[np.uint8]) -> None:
+    with Segmenter(tiny, runtime=runtime, threads=1, hint="throughput", precision="float32") as segmenter:
+        with pickle.loads(pickle.dumps(segmenter)) as other:
+            assert other.info == segmenter.info
+            assert (other(image, "red").mask == segmenter(image, "red").mask).all()
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            found = pool.apply(_predict_elsewhere, (segmenter, image))
+        assert (found.mask == segmenter(image, "red").mask).all()
+
+
+def test_what_cannot_be_pickled_is_named(tiny: Path, other: Path, runtime: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="was given a backend, which cannot be pickled"):
+        pickle.dumps(Segmenter(tiny, runtime=registry.create(runtime)))
+    moving = Path(shutil.copytree(tiny, tmp_path / "moving"))
+    segmenter = Segmenter(moving, runtime=runtime)
+    kept = pickle.dumps(segmenter)
+    segmenter.close()
+    with pytest.raises(RuntimeFailure, match="closed, so it cannot be pickled"):
+        pickle.dumps(segmenter)
+    shutil.rmtree(moving)
+    shutil.copytree(other, moving)
+    with pytest.raises(BundleError, match="another bundle than the one that was pickled"):
+        pickle.loads(kept)
+
+
+def test_strict_compiles_the_bytes_that_were_hashed(
+    tiny: Path, runtime: str, image: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Segmenter(tiny, runtime=runtime, precision="float32") as usual:
+        expected = usual(image, "red").mask
+    copied = Path(shutil.copytree(tiny, tmp_path / "bundle"))
+    with Segmenter(copied, runtime=runtime, precision="float32", strict=True, cache_dir=tmp_path / "cache") as strict:
+        assert (strict(image, "red").mask == expected).all()
+        assert not list((tmp_path / "cache").rglob("*.blob"))
+    with pytest.raises(OptionError, match="opens graphs itself"):
+        Segmenter(copied, runtime=Constant(0.0), strict=True)
+    original, swapped = Path.read_bytes, copied / "onnx" / "mask_decoder.onnx"
+
+    def swap(path: Path) -> bytes:  # after all was verified
+        return original(path)[:-1] + b"x" if path == swapped else original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", swap)
+    with pytest.raises(BundleError, match=r"mask_decoder\.onnx was modified"):
+        Segmenter(copied, runtime=runtime, strict=True)
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_graph_swapped_after_verification_is_noticed(tiny: Path, other: Path, tmp_path: Path, when: str) -> None:
+    copied = Path(shutil.copytree(tiny, tmp_path / "bundle"))
+    graph = "onnx/mask_decoder.onnx"
+
+    def swap() -> None:
+        shutil.copyfile(other / graph, tmp_path / "new")
+        os.replace(tmp_path / "new", copied / graph)
+
+    class Swapping(Constant):
+        def compile(self, path: Path, spec: Any) -> Any:
+            if when == "during" and path.stem == "mask_decoder":
+                swap()
+            return super().compile(path, spec)
+
+    bundle = Bundle.open(copied)
+    if when == "before":
+        swap()
+    with pytest.raises(BundleError, match=r"mask_decoder\.onnx was modified"):
+        Segmenter(bundle, runtime=Swapping(0.0))
+
+
+def test_a_touched_graph_is_hashed_again(tiny: Path, runtime: str, tmp_path: Path) -> None:
+    bundle = Bundle.open(shutil.copytree(tiny, tmp_path / "bundle"))
+    os.utime(bundle.path / "onnx" / "mask_decoder.onnx", (1, 1))
+    Segmenter(bundle, runtime=runtime).close()
+
+
+def test_little_memory_gives_a_warning(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cris_edge.backends.graphs.memory_bytes", lambda: 64 << 20)
+    Segmenter(tiny, runtime=Constant(0.0))
+    assert "may use 67 MB of memory, and the model may need about" in caplog.text
+
+
 def _in_a_fork(function: Any) -> Any:
     """The value that a function has in a forked child, which has to end by itself within half a minute."""
     context = multiprocessing.get_context("fork")
