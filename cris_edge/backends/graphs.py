@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 # several times a graph's size in memory, which for larger models matters more than a second core.
 _TOGETHER = 100 << 20
 
-# Memory of a process with a runtime and no model, and per byte of graph files. In OpenVINO the first was 123 MB, and the
-# default model, with files of 15 MB, took 117 MB more.
+# Memory of a process with a runtime and no model, and per byte of graph files. In OpenVINO the first was 123 MB, and
+# the default model, with files of 15 MB, took 117 MB more.
 _BASE_MEMORY = 128 << 20
 _MEMORY_FACTOR = 8
 
