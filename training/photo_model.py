@@ -52,7 +52,7 @@ from training.selection.examples import Pool, Sampler
 from training.selection.ingredients import ingredients_table, measure_ingredients
 from training.selection.mask_scores import human_box_accuracy, score_by_source, write_template_samples
 from training.selection.photo_scenes import observations
-from training.selection.pools import MIX, Shots, gather_shots, training_pools
+from training.selection.pools import MIX, TUNING_MIX, Shots, gather_shots, training_pools
 from training.selection.ratings import Validation, build_validation
 from training.selection.selector_training import SelectorOptions, SelectorTraining
 from training.wordtable import load_words
@@ -61,6 +61,10 @@ logger = logging.getLogger("cris_edge.training")
 
 DROPOUT = 0.15
 """Of the selector: there are few human sentences about photos."""
+TUNING_STEPS = 500
+"""Steps after the main training, with more sentences about photos (`TUNING_MIX`)."""
+TUNING_RATE = 2.5e-4
+"""Largest learning rate of these steps."""
 STAGES = ("cache", "masks", "selector", "assemble", "score")
 
 
@@ -161,7 +165,7 @@ class PhotoModel:
     def selector(self, steps: int, seed: int) -> None:
         """Train the selector."""
         torch.manual_seed(seed)
-        run = SelectorTraining(
+        main = SelectorTraining(
             self.new_selector(SelectorSizes(dropout=DROPOUT)),
             self.sampler(MIX, {}, seed=seed),
             SelectorOptions(steps=steps),
@@ -169,13 +173,22 @@ class PhotoModel:
             evaluate=self.validation.rate,
             progress=logger.info,
         )
-        run.run()
+        main.run()
+        tuning = SelectorTraining(
+            main.averaged(),
+            self.sampler(TUNING_MIX, {}, seed=seed + 1),
+            SelectorOptions(steps=TUNING_STEPS, learning_rate=TUNING_RATE, warmup=20, evaluate_every=TUNING_STEPS),
+            self.work / "selector_tuned",
+            evaluate=self.validation.rate,
+            progress=logger.info,
+        )
+        tuning.run()
 
     def assemble(self) -> None:
         """Put the network together and save it."""
         network = CandidateNet()
         network.finder.load_state_dict(load_finder(self.finder).state_dict())
-        weights = torch.load(self.work / "selector" / "selector.pt", weights_only=True)
+        weights = torch.load(self.work / "selector_tuned" / "selector.pt", weights_only=True)
         network.selector.load_state_dict(weights)
         network.boxmask.load_state_dict(load_boxmask(self.work / "mask.pt").state_dict())
         save_model(self.checkpoint, network.eval(), sources=sorted({s for one in self.photos for s in one.sources}))
@@ -241,7 +254,7 @@ def scores_table(scores: Mapping[str, Any]) -> str:
 @click.option(
     "--stage", multiple=True, type=click.Choice([*STAGES, "ingredients"]), help="Only these; default: 1 to 5."
 )
-@click.option("--steps", default=6000, show_default=True, help="Of the selector's training.")
+@click.option("--steps", default=4500, show_default=True, help="Of the selector's training.")
 @click.option("--ingredient-steps", default=500, show_default=True, help="Of each training without an ingredient.")
 @click.option("--mask-minutes", default=30.0, show_default=True, help="Of the mask head's training.")
 @click.option("--test", type=click.Path(path_type=Path), help="Labelled data to report on, JSON Lines.")

@@ -24,7 +24,7 @@ from training.selection.layout_examples import LayoutExamples, place_layouts
 from training.selection.photo_scenes import PhotoScene, box_iou, object_boxes, photo_scene
 
 MIX: Mapping[str, float] = {
-    "refcoco": 0.1,
+    "refcoco": 0.14,
     "flickr": 0.18,
     "layouts": 0.4,
     "templates": 0.22,
@@ -32,6 +32,15 @@ MIX: Mapping[str, float] = {
     "swapped": 0.04,
 }
 """Share of each pool in a batch."""
+TUNING_MIX: Mapping[str, float] = {
+    "refcoco": 0.34,
+    "flickr": 0.15,
+    "layouts": 0.25,
+    "templates": 0.17,
+    "absent": 0.05,
+    "swapped": 0.04,
+}
+"""Shares in the last steps: more RefCOCO sentences on photos, which are too few to train on for long."""
 _PLACES = word_set(
     "left right top bottom middle center centre corner side front back upper lower far near closest nearest farthest "
     "first second third 2nd 3rd big bigger biggest small smaller smallest large larger largest background foreground "
