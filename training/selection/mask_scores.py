@@ -24,6 +24,7 @@ from training.scoring import Predictor, score
 from training.selection.candidate_cache import CachedPhoto
 from training.selection.photo_scenes import box_iou, object_boxes, photo_scene
 from training.selection.pools import Shots
+from training.selection.ratings import kinds_of_sentences
 
 OBJECTS = 500
 """Objects with masks that are described, by turns from each source."""
@@ -121,6 +122,33 @@ def score_by_source(predictor: Predictor, path: Path, threshold: float) -> dict[
         by_source["all"].append(case.iou)
         by_source.setdefault(sources[case.index], []).append(case.iou)
     return {name: _figures(ious) for name, ious in by_source.items() if ious}
+
+
+def score_by_part(predictor: Predictor, path: Path, threshold: float) -> dict[str, dict[str, float]]:
+    """Score a predictor on labelled data, in all and by kind of sentence, size of the object and its category.
+
+    Args:
+        predictor: gives the logits.
+        path: JSON Lines; lines may have a ``category``.
+        threshold: probability above which a pixel belongs to the object.
+    """
+    categories = [json.loads(line).get("category") for line in path.read_text(encoding="utf-8").splitlines()]
+    cases = score(predictor, LabelledSource(path), threshold=threshold).cases
+    kinds = kinds_of_sentences([case.sentence for case in cases])
+    areas = np.array([case.area for case in cases])
+    known = np.array([categories[case.index] in CLASSES for case in cases])
+    parts = {
+        "all": np.ones(len(cases), bool),
+        **{f"sentence: {name}": chosen for name, chosen in kinds.items()},
+        "object below 5 % of the image": areas < 0.05,
+        "object of 5 to 15 %": (areas >= 0.05) & (areas < 0.15),
+        "object above 15 %": areas >= 0.15,
+        "person": np.array([categories[case.index] == "person" for case in cases]),
+        "category that the detector knows": known,
+        "other category": ~known,
+    }
+    ious = np.array([case.iou for case in cases])
+    return {name: _figures(ious[chosen].tolist()) for name, chosen in parts.items() if chosen.any()}
 
 
 def human_box_accuracy(predictor: Predictor, photos: Sequence[Photo], root: Path, threshold: float) -> dict[str, float]:

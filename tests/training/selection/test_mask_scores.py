@@ -16,6 +16,7 @@ from training.phrases.nouns import Lexicon
 from training.selection.mask_scores import (
     human_box_accuracy,
     labelled_scene,
+    score_by_part,
     score_by_source,
     write_template_samples,
 )
@@ -80,6 +81,14 @@ def test_templates_are_written_for_held_out_objects_and_scored_by_source(
     assert scores["all"]["mIoU"] > 0.75 and scores["all"]["Pr@50"] == 1.0
 
 
+def test_scores_are_broken_down(shots: Shots, lexicon: Lexicon, root: Path) -> None:
+    path = root / "templates.jsonl"
+    write_template_samples(with_masks(shots), lexicon, root, path)
+    parts = score_by_part(LeftCup(), path, 0.5)
+    assert parts["all"]["sentences"] == parts["category that the detector knows"]["sentences"] == 4
+    assert parts["object of 5 to 15 %"]["sentences"] == 4 and "person" not in parts
+
+
 def test_human_sentences_are_scored_by_the_box_of_the_mask(shots: Shots, root: Path) -> None:
     assert human_box_accuracy(LeftCup(), shots.photos[:12], root, 0.5) == {"sentences": 4, "accuracy": 1.0}
 
@@ -90,7 +99,7 @@ def test_the_table_has_every_score() -> None:
         "selection": {"human": 0.6},
         "human_masks": {"sentences": 3, "accuracy": 0.5},
         "templates": {"all": figures},
-        "test": figures,
+        "test": {"all": figures, "person": figures},
     }
     table = scores_table(scores)
-    assert "| human | 60.0 |" in table and "| all | 4 | 50.0 | 25.0 |" in table and "| test set | 4 |" in table
+    assert "| human | 60.0 |" in table and "| all | 4 | 50.0 | 25.0 |" in table and "| person | 4 |" in table
