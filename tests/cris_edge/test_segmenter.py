@@ -566,6 +566,36 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 
 
 @needs_fork
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_fork_finds_no_worker_of_opencv(tiny: Path, runtime: str) -> None:
+    """A worker that holds a lock at that moment would make the child wait for it forever."""
+    import cv2
+
+    from cris_edge.backends import graphs
+
+    def workers() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = cv2.getNumThreads()
+    large = np.zeros((2000, 2000, 3), np.uint8)
+    with Segmenter(tiny, runtime=runtime):
+        try:
+            cv2.setNumThreads(1)
+            none = workers()
+            cv2.setNumThreads(4)
+            cv2.warpAffine(large, np.eye(2, 3), (2000, 2000), flags=cv2.INTER_CUBIC)
+            if workers() == none:
+                pytest.skip("this OpenCV has no worker threads")
+            graphs._before_fork()
+            assert workers() == none
+            graphs._restore_opencv()
+            assert cv2.getNumThreads() == 4
+            assert _in_a_fork(cv2.getNumThreads) == cv2.getNumThreads() == 4
+        finally:
+            cv2.setNumThreads(before)
+
+
+@needs_fork
 @pytest.mark.parametrize("hint", ["latency", "throughput"])
 def test_a_forked_child_may_continue(tiny: Path, runtime: str, hint: str, image: NDArray[np.uint8]) -> None:
     with Segmenter(tiny, runtime=runtime, hint=hint) as segmenter:
