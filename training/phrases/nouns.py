@@ -103,7 +103,7 @@ def build_lexicon(
         usage.update(" ".join(pair) for pair in pairwise(found))
     members = {c: {low for one in wordnet.category(c) for low, _ in wordnet.below(one)} for c in categories}
     kinds: dict[str, str] = {}
-    for noun in {*sightings, *(word for word, count in usage.items() if count >= least)}:
+    for noun in sorted({*sightings, *(word for word, count in usage.items() if count >= least)}):
         scores: defaultdict[str, float] = defaultdict(float, sightings.get(noun, {}))
         for category, weight in wordnet.kinds(noun, members).items():
             scores[category] += _PRIOR * weight
@@ -120,10 +120,10 @@ def build_lexicon(
         own = {lemma for one in wordnet.category(category) for lemma in wordnet.lemmas(one)}
         own = {lemma for lemma in own if kinds.get(lemma) == category and not set(singulars(lemma)) & kinds.keys()}
         common = max(usage[lemma] for lemma in {category, *own})
-        nouns = {lemma: usage[lemma] ** 0.5 for lemma in own if usage[lemma] >= max(least, _RARE * common)}
+        nouns = {lemma: usage[lemma] ** 0.5 for lemma in sorted(own) if usage[lemma] >= max(least, _RARE * common)}
         nouns[category] = max(1.0, common**0.5)
         names[category] = nouns
-        for high in ancestors[category] - set(wordnet.category(category)):
+        for high in sorted(ancestors[category] - set(wordnet.category(category))):
             for lemma in wordnet.lemmas(high):
                 if usage[lemma] >= 30 and wordnet.senses(lemma)[:1] == [high] and lemma not in kinds:
                     covers[lemma].add(category)

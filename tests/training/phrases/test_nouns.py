@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +88,27 @@ def test_names_are_synonyms_that_people_use(lexicon: Lexicon) -> None:
     assert set(lexicon.names["couch"]) == {"couch", "sofa"}
     assert set(lexicon.names["dog"]) == {"dog"}, "a puppy is a dog, but not every dog is a puppy"
     assert lexicon.general == {"animal": frozenset({"dog", "cat"})}
+
+
+def test_a_lexicon_is_the_same_in_every_process(tmp_path: Path) -> None:
+    (tmp_path / "index.noun").write_text(INDEX)
+    (tmp_path / "data.noun").write_text(DATA)
+    program = (
+        "import sys; from pathlib import Path; from training.phrases.nouns import build_lexicon\n"
+        "from training.phrases.wordnet import WordNet\n"
+        "used = ['sofa', 'couch', 'animal', 'dog'] * 40\n"
+        "lexicon = build_lexicon(WordNet(Path(sys.argv[1])), ['couch', 'dog', 'cat'], [], used)\n"
+        "print([list(nouns) for nouns in lexicon.names.values()], list(lexicon.kinds), list(lexicon.general))"
+    )
+    root = Path(__file__).resolve().parents[3]
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(printed) == 1
