@@ -46,6 +46,8 @@ def decode_rle(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
     Raises:
         DataError: Keys or types are wrong, or the runs do not add up to H x W pixels.
     """
+    if not isinstance(rle, Mapping):
+        raise DataError(f'The RLE mask is {type(rle).__name__}; expected an object with "size" and "counts".')
     size: Any = rle.get("size")
     counts: Any = rle.get("counts")
     two = isinstance(size, Sequence) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
