@@ -51,7 +51,7 @@ def test_only_the_named_layers_are_in_int8(checkpoint: Path) -> None:
     places = {place.split(".")[1].rpartition("__")[0] for place, hook in quantizers(int8.image_encoder) if hook.weight}
     layers = {found[place].parameter for place in places}
     assert layers == set(bare.quantized_layers)
-    assert "finder.detector.stem.weight" in layers and "finder.detector.outputs.0.weight" not in layers
+    assert "finder.detector.stage4.last.weight" in layers and "finder.detector.outputs.0.weight" not in layers
     assert not list(quantizers(int8.text_encoder))
     weights = [hook for _, hook in quantizers(int8.mask_decoder) if hook.weight]
     assert len(weights) == len(network.mask_decoder.quantized_layers) > 5
