@@ -158,3 +158,9 @@ def test_polygons_for_another_size_are_refused() -> None:
 def test_damaged_polygons_are_refused(polygons: list, words: str) -> None:
     with pytest.raises(DataError, match=words):
         fill_polygons(polygons, 20, 30)
+
+
+@pytest.mark.parametrize("value", [3, "x", None, [1]])
+def test_what_is_no_object_is_refused(value: object) -> None:
+    with pytest.raises(DataError, match="expected an object"):
+        decode_rle(value)  # type: ignore[arg-type]
