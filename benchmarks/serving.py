@@ -30,7 +30,7 @@ from cris_edge.benchmark.results import device, load_average, table
 from cris_edge.bundle import default_model
 from cris_edge.errors import OptionError, RuntimeFailure
 
-PROMPTS = ("the red mug", "the white mug", "the bowl", "the hat on the right")
+PROMPTS = ("the bowl on the right",)
 CLIENTS = (1, 8, 64)
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MEGABYTE = 1 << 20
@@ -278,7 +278,7 @@ def to_text(found: dict[str, Any], markdown: bool) -> str:
 @click.option("--runtime", default="onnxruntime", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the runtime.  [default: its own choice]")
 @click.option(
-    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=Path("examples/table.jpg")
+    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=Path("examples/cat.jpg")
 )
 @click.option("--seconds", default=20.0, show_default=True, help="Of each load.")
 @click.option("--overload", default=0.0, show_default=True, help="Seconds of 64 clients on a queue of 16; 0 for none.")

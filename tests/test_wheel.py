@@ -136,4 +136,4 @@ def test_wheel_runs_outside_the_checkout(root: Path, site: Path, tmp_path: Path)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert '"format": 1' in done.stdout
+    assert '"format": 2' in done.stdout

@@ -12,7 +12,7 @@ _EXAMPLE = {
     "model": "default",
     "results": [
         {
-            "prompt": "the red mug",
+            "prompt": "the bowl on the right",
             "empty": False,
             "score": 0.93,
             "box": [112.0, 80.0, 190.0, 171.0],
@@ -44,7 +44,7 @@ def document(limits: Limits, *, secured: bool) -> dict[str, Any]:
         "items": {"type": "string"},
         "minItems": 1,
         "maxItems": limits.prompts,
-        "example": ["the red mug", "the mug on the left"],
+        "example": ["the white cat", "the bowl on the right"],
     }
     image = {"type": "string", "contentEncoding": "base64", "description": "An image file in base64."}
     file = {"type": "string", "contentMediaType": "application/octet-stream", "description": "An image file."}

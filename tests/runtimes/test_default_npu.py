@@ -1,4 +1,4 @@
-"""One pair through the default model's three graphs, quantized, compiled and run on the emulator."""
+"""One pair through the three graphs of the model for synthetic scenes, quantized, compiled and run on the emulator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from cris_edge.backends import registry
 from cris_edge.backends.base import BackendOptions
-from cris_edge.bundle import Bundle, default_model
+from cris_edge.bundle import Bundle
 from cris_edge.bundle.manifest import GRAPHS
 from cris_edge.image import preprocess
 from cris_edge.metrics import logits_agreement
@@ -68,12 +68,13 @@ def run(network: Network, image: Array, tokens: Array) -> tuple[Tensors, Array]:
     return features, network.decode(features, {})
 
 
-def test_one_pair_through_the_emulator(tmp_path: Path) -> None:
+def test_one_pair_through_the_emulator(tmp_path: Path, root: Path) -> None:
     from runtimes.htp_calibration import OnCpu
     from runtimes.htp_compiler import Compiler
 
-    bundle = Bundle.open(default_model(), cache_dir=None)
-    models = {name: in_float(default_model() / "onnx" / f"{name}.onnx") for name in GRAPHS}
+    scenes = root / "tests" / "data" / "scenes"
+    bundle = Bundle.open(scenes, cache_dir=None)
+    models = {name: in_float(scenes / "onnx" / f"{name}.onnx") for name in GRAPHS}
     exact = Network({name: OnCpu(model.SerializeToString()) for name, model in models.items()})
     golden = bundle.golden()
     pairs = [

@@ -77,31 +77,31 @@ def ask(page: Any, prompt: str, row: int = 0) -> str:
 def test_a_dropped_image_is_segmented_as_the_sdk_does(page: Any, root: Path) -> None:
     from cris_edge import Segmenter
 
-    image = root / "examples" / "table.jpg"
+    image = root / "examples" / "cat.jpg"
     handle = page.evaluate_handle(
         """async (bytes) => {
             const transfer = new DataTransfer();
-            transfer.items.add(new File([new Uint8Array(bytes)], "table.jpg", {type: "image/jpeg"}));
+            transfer.items.add(new File([new Uint8Array(bytes)], "cat.jpg", {type: "image/jpeg"}));
             return transfer;
         }""",
         list(image.read_bytes()),
     )
     page.dispatch_event("#drop", "drop", {"dataTransfer": handle})
     page.locator("#canvas").wait_for(state="visible")
-    assert "score" in ask(page, "the red mug")
+    assert "score" in ask(page, "the bowl on the right")
     with Segmenter(runtime="onnxruntime") as segmenter:
-        expected = segmenter(image, "the red mug").mask
+        expected = segmenter(image, "the bowl on the right").mask
     mask = pixels(page, ".mask")
     assert np.array_equal(mask[:, :, 0] == 255, expected)
     assert np.array_equal(pixels(page, ".cutout")[:, :, 3] == 255, expected)
 
 
 def test_several_prompts_the_threshold_and_the_keyboard(page: Any, root: Path) -> None:
-    page.set_input_files("#file", root / "examples" / "table.jpg")
+    page.set_input_files("#file", root / "examples" / "cat.jpg")
     page.locator("#canvas").wait_for(state="visible")
-    ask(page, "the red mug")
+    ask(page, "the bowl on the right")
     page.keyboard.press("Enter")  # a second prompt, focused
-    ask(page, "the white mug", row=1)
+    ask(page, "the white cat", row=1)
     first, second = pixels(page, ".mask", 0), pixels(page, ".mask", 1)
     assert not np.array_equal(first, second)
     page.locator("#threshold").focus()
@@ -127,9 +127,9 @@ def test_what_is_not_an_image_is_said(page: Any, tmp_path: Path) -> None:
 def test_it_fits_a_phone(browser: Any, address: str, root: Path, scheme: str, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
     page.goto(address)
-    page.set_input_files("#file", root / "examples" / "table.jpg")
+    page.set_input_files("#file", root / "examples" / "cat.jpg")
     page.locator("#canvas").wait_for(state="visible")
-    ask(page, "the red mug")
+    ask(page, "the bowl on the right")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.screenshot(path=tmp_path / f"{scheme}.png", full_page=True)
     page.close()
