@@ -277,9 +277,7 @@ def to_text(found: dict[str, Any], markdown: bool) -> str:
 @click.option("--model", metavar="DIR", help="Bundle.  [default: the default model]")
 @click.option("--runtime", default="onnxruntime", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the runtime.  [default: its own choice]")
-@click.option(
-    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=Path("examples/cat.jpg")
-)
+@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=Path("examples/cat.jpg"))
 @click.option("--seconds", default=20.0, show_default=True, help="Of each load.")
 @click.option("--overload", default=0.0, show_default=True, help="Seconds of 64 clients on a queue of 16; 0 for none.")
 @harness.written
