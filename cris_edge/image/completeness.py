@@ -43,8 +43,18 @@ class _Quiet:
             self._saved = None
         self._lock.release()
 
+    def after_fork(self) -> None:
+        """Free the lock and stderr in a child, where the thread that held them does not exist."""
+        self._lock = threading.Lock()
+        if self._saved is not None:
+            os.dup2(self._saved, 2)
+            os.close(self._saved)
+            self._saved = None
+
 
 _quiet = _Quiet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_quiet.after_fork)
 
 
 def check_complete(data: bytes, pixels: NDArray[np.uint8], header: ImageHeader, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import sys
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from cris_edge.errors import ImageError, OptionError, first_line
 from cris_edge.image.completeness import check_complete
 from cris_edge.image.header import read_header
+from cris_edge.image.profile import is_foreign, read_profile
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -35,6 +37,8 @@ ImageSource: TypeAlias = (
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # JPEG's own limit
 MAX_FILE_BYTES = 1 << 30
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ def load_image(
             - a `PIL.Image.Image`; its EXIF orientation is applied;
             - any object with ``__array__``, such as a `Frame` or a PyTorch tensor on the CPU, as for numpy arrays.
 
-            Transparent images are composited on white, as viewers and browsers show them.
+            Transparent images are composited on white, as viewers and browsers show them. JPEG, PNG and WebP files and
+            PIL images with the profile of another RGB space, such as Display P3, are converted to sRGB if Pillow is
+            installed; without it, the profile is ignored.
         color: Channel order of arrays: "rgb", or "bgr" as in OpenCV. Other sources ignore it.
         max_pixels: Most pixels that are accepted; checked before anything is decoded.
         incomplete: Whether to accept a JPEG of which rows or scans are missing; decoders fill them with grey.
@@ -157,6 +163,9 @@ def _decode(data: bytes, name: str, limits: _Limits) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8:
         raise ImageError(f"{name} has {pixels.dtype} values; convert it to an image of 8 or 16 bits per channel.")
     rgb = _to_rgb(np.asarray(pixels, np.uint8), "bgr")
+    profile = read_profile(data)
+    if profile is not None:
+        rgb = _to_srgb(rgb, profile, name)
     return rgb if header.format == "TIFF" else _turn(rgb, header.orientation)  # OpenCV's TIFF decoder applies it
 
 
@@ -185,6 +194,24 @@ def _decode_with_library(data: bytes, name: str, kind: str, limits: _Limits) -> 
         raise
     except Exception as error:  # the libraries have no common base of errors
         raise ImageError(f"{name} cannot be decoded as {kind}: {first_line(error)}.") from error
+
+
+def _to_srgb(rgb: NDArray[np.uint8], profile: bytes, name: str) -> NDArray[np.uint8]:
+    """Convert (H, W, 3) from another RGB space to sRGB with Pillow; unchanged if it is not installed."""
+    try:
+        import io
+
+        from PIL import Image, ImageCms
+    except ImportError:
+        logger.info("%s has a colour profile, which is ignored without Pillow; its colours may be paler", name)
+        return rgb
+    try:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(Image.fromarray(rgb), source, target)
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        logger.info("%s has a damaged colour profile, which is ignored: %s", name, first_line(error))
+        return rgb
+    return np.array(converted, np.uint8)
 
 
 def _turn(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -225,6 +252,9 @@ def _from_pillow(image: Any, limits: _Limits) -> NDArray[np.uint8]:
             converted = _to_rgb(np.asarray(image.convert("RGBA")), "rgb")
         else:
             converted = np.asarray(image.convert("RGB"))
+            profile = image.info.get("icc_profile")
+            if isinstance(profile, bytes) and image.mode == "RGB" and is_foreign(profile):
+                converted = _to_srgb(converted, profile, "The PIL image")
     except ImageError:
         raise
     except Exception as error:  # Pillow decodes lazily, and its decoders raise many types on damaged files
