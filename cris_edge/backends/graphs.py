@@ -236,7 +236,7 @@ def _before_fork() -> None:
     needs them.
     """
     module = sys.modules.get("cv2")
-    if _alive and hasattr(module, "getNumThreads"):
+    if _alive and module is not None and hasattr(module, "getNumThreads"):
         threads = module.getNumThreads()
         if threads > 1:
             module.setNumThreads(1)
