@@ -7,9 +7,8 @@ import json
 import logging
 import os
 import re
-import shutil
+import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -82,7 +81,8 @@ class CompiledCache:
         """
         prefix = f"{prefix}~"
         try:
-            staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
+            staging = self.folder / f"{_STAGING}{secrets.token_hex(8)}"
+            staging.mkdir(mode=0o700)
         except OSError as error:
             logger.warning("compiled graphs cannot be cached, so each start takes longer: %s", error)
             yield None
@@ -95,7 +95,7 @@ class CompiledCache:
                 if new:
                     self.publish(((path, prefix + path.name) for path in new), replaced=prefix)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            _remove(staging)
 
     def _fill(self, staging: Path, prefix: str) -> None:
         known = self._read_checked()
@@ -219,7 +219,7 @@ def prune(root: Path, *, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, k
         for left in folder.glob(f"{_STAGING}*"):  # of a killed process
             with contextlib.suppress(OSError):
                 if now - left.stat().st_mtime > _DAY:
-                    shutil.rmtree(left, ignore_errors=True)
+                    _remove(left)
     return removed
 
 
@@ -250,6 +250,14 @@ def _size(path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0
     except OSError:
         return 0
+
+
+def _remove(staging: Path) -> None:
+    """Remove a folder of files; not by `shutil`, whose import takes longer than the cache."""
+    with contextlib.suppress(OSError):
+        for path in staging.iterdir():
+            path.unlink(missing_ok=True)
+        staging.rmdir()
 
 
 def _parts(name: str) -> tuple[str, str]:
