@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     hostile = parts.add_parser("hostile", help="hostile inputs of each kind")
     hostile.add_argument("--count", type=int, default=1000, help="inputs of each kind")
     hostile.add_argument("--seed", type=int, default=0)
-    hostile.add_argument("--kinds", nargs="*", default=list(KINDS)[:-1], choices=list(KINDS))
+    hostile.add_argument("--kinds", nargs="*", default=QUICK, choices=list(KINDS))
     worker = parts.add_parser("worker", help="one kind in this process; used by hostile")
     worker.add_argument("kind", choices=list(KINDS))
     worker.add_argument("progress", type=Path)
@@ -233,6 +233,93 @@ def options_case() -> Case:
     return case
 
 
+def damaged_bundle_case() -> Case:
+    """Files of a bundle with other bytes, and the hashes of the original: always refused."""
+    from cris_edge.bundle import Bundle
+    from cris_edge.errors import BundleError
+    from tests.cris_edge.tiny_bundle import build
+
+    folder = build(Path(tempfile.mkdtemp()) / "tiny")
+    names = sorted(json.loads((folder / "manifest.json").read_bytes())["files"])
+
+    def case(draw: random.Random) -> None:
+        path = folder / draw.choice(names)
+        original = path.read_bytes()
+        changed = mutated(draw, original)
+        try:
+            path.write_bytes(changed)
+            Bundle.open(folder, cache_dir=folder.parent / "cache")
+            assert changed == original
+        except BundleError:
+            assert changed != original
+        finally:
+            path.write_bytes(original)
+
+    return case
+
+
+def forged_bundle_case() -> Case:
+    """Other manifests and graphs, with the hashes renewed: an error, or a mask of the image's shape."""
+    import hashlib
+
+    import onnx
+
+    from cris_edge import Segmenter
+    from tests.cris_edge.tiny_bundle import build, picture
+
+    folder = build(Path(tempfile.mkdtemp()) / "tiny")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    graphs = {name: (folder / name).read_bytes() for name in manifest["files"] if name.endswith(".onnx")}
+    image = picture("red", "blue", 24, 40)
+
+    def restructured(draw: random.Random, data: bytes) -> bytes:
+        model = onnx.load_from_string(data)
+        graph = model.graph
+        node = draw.choice(graph.node)
+        match draw.randrange(7):
+            case 0:
+                node.op_type = draw.choice(graph.node).op_type
+            case 1:
+                graph.node.remove(node)
+            case 2:
+                node.input[0], node.domain = draw.choice(graph.node).output[0], draw.choice(("", "strange"))
+            case 3 if graph.initializer:
+                weights = draw.choice(graph.initializer)
+                if weights.dims:
+                    weights.dims[0] = draw.choice((0, -1, 1, 7, 1 << 20, 1 << 40))
+            case 4 if node.attribute:
+                attribute = draw.choice(node.attribute)
+                attribute.i = draw.choice((-1, 0, 1, 99, 1 << 31, 1 << 62))
+                attribute.ints[:] = [draw.choice((-1, 0, 1, 7, 1 << 31)) for _ in attribute.ints]
+            case 5:
+                side = draw.choice((*graph.input, *graph.output)).type.tensor_type.shape.dim[-1]
+                side.dim_value = draw.choice((0, 1, 2, 64, 1 << 40))
+            case _:
+                return mutated(draw, data)
+        return bytes(model.SerializeToString())
+
+    def case(draw: random.Random) -> None:
+        given = {**manifest, "files": dict(manifest["files"])}
+        name = draw.choice(list(graphs))
+        try:
+            if draw.random() < 0.7:
+                data = restructured(draw, graphs[name])
+                (folder / name).write_bytes(data)
+                given["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            else:
+                given = damaged(draw, given)
+            (folder / "manifest.json").write_text(json.dumps(given))
+            runtime = draw.choice(("onnxruntime", "openvino"))
+            with Segmenter(folder, runtime=runtime, cache_dir=None) as segmenter:
+                result = segmenter(image, "red")
+                assert result.mask.shape == image.shape[:2]
+                assert np.isfinite(result.score)
+        finally:
+            (folder / name).write_bytes(graphs[name])
+
+    return case
+
+
 def selftest_case() -> Case:
     """A foreign error, a crash and a hang, to check that they are found."""
 
@@ -257,8 +344,12 @@ KINDS: dict[str, Callable[[], Case]] = {
     "labelled": labelled_case,
     "rle": rle_case,
     "options": options_case,
+    "damaged-bundle": damaged_bundle_case,
+    "forged-bundle": forged_bundle_case,
     "selftest": selftest_case,
 }
+# Bundles take longer than the rest, and have their own counts.
+QUICK = [kind for kind in KINDS if kind not in ("damaged-bundle", "forged-bundle", "selftest")]
 
 
 def run_cases(kind: str, progress: Path, numbers: range, seed: int) -> int:

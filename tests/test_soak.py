@@ -13,6 +13,7 @@ from tests import soak
     "arguments",
     [
         ["hostile", "--count", "60"],
+        ["hostile", "--count", "30", "--kinds", "damaged-bundle", "forged-bundle"],
         ["threads", "--count", "240", "--threads", "8", "--runtimes", "onnxruntime"],
         ["kill", "--count", "2"],
         ["peers", "--count", "50"],
