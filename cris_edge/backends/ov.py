@@ -214,7 +214,7 @@ class OvBackend:
     def _compile(self, path: Path, spec: GraphSpec, compile_model: Callable[[Path], Any]) -> OvGraph:
         try:
             compiled = compile_model(path)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # names that are not UTF-8 are quoted in messages
             raise DeviceError(
                 f"OpenVINO {_version(self._ov)} cannot run {path} on {self._device}: {_last_line(error)}"
             ) from error

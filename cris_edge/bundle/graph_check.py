@@ -17,6 +17,26 @@ _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 # Values of a tensor. The largest of CRIS-R101 at 1,024 pixels has 2 ** 26.
 MAX_ELEMENTS = 1 << 29
 
+# The fewest inputs of ONNX's operators, of those with two or more; the least of all versions. OpenVINO 2026.4 reads
+# inputs that are not there: a Conv without weights ended the process.
+_FEWEST_INPUTS = {
+    2: (
+        "Add AffineGrid And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike CausalConvWithState "
+        "CenterCropPad Compress Conv ConvInteger ConvTranspose CumProd CumSum DequantizeLinear Div Equal "
+        "Expand Gather GatherElements GatherND Gemm Greater GreaterOrEqual GridSample LayerNormalization Less "
+        "LessOrEqual Loop MatMul MatMulInteger MaxRoiPool MaxUnpool Mod Mul NegativeLogLikelihoodLoss "
+        "NonMaxSuppression Or PRelu Pow QuantizeLinear RMSNormalization ReverseSequence STFT SequenceAt "
+        "SequenceInsert SoftmaxCrossEntropyLoss StringConcat Sub SwiGLU TensorScatter Tile Xor "
+    ),
+    3: (
+        "Attention Col2Im DeformConv GRU GroupNormalization InstanceNormalization LSTM LinearAttention OneHot "
+        "RNN Range RoiAlign RotaryEmbedding Scatter ScatterElements ScatterND Where "
+    ),
+    5: ("BatchNormalization MelWeightMatrix "),
+    8: ("QLinearConv QLinearMatMul "),
+}
+REQUIRED_INPUTS = {name: count for count, names in _FEWEST_INPUTS.items() for name in names.split()}
+
 
 def graph_uses(manifest: Manifest) -> dict[str, list[tuple[str, str]]]:
     """Return the (runtime, graph) pairs of every ONNX file of a manifest, by its name there."""
@@ -43,6 +63,11 @@ def check_onnx(path: Path, name: str, manifest: Manifest, uses: Iterable[tuple[s
     """
     header = read_onnx_header(path)
     _check_external_data(path, name, manifest, header)
+    for (domain, operator), count in header.fewest_inputs.items():
+        if domain in ("", "ai.onnx") and count < REQUIRED_INPUTS.get(operator, 0):
+            raise BundleError(
+                f"{path} has the operator {operator} with {count} inputs; expected {REQUIRED_INPUTS[operator]} or more."
+            )
     for element in header.tensors:
         _check_size(path, element)
     for runtime, graph in uses:

@@ -48,6 +48,7 @@ class OnnxHeader:
         ir_version: Version of the file format.
         opsets: Operator set version by domain; "" is ONNX's own.
         operators: (domain, operator) of every node, those of subgraphs and functions included.
+        fewest_inputs: For each of them, how many inputs a node has at least, up to the first that is left out.
         inputs: Inputs of the graph; old files list initializers among them.
         outputs: Outputs of the graph.
         initializers: Names of the weights of the main graph.
@@ -60,6 +61,7 @@ class OnnxHeader:
     ir_version: int = 0
     opsets: dict[str, int] = field(default_factory=dict)
     operators: set[tuple[str, str]] = field(default_factory=set)
+    fewest_inputs: dict[tuple[str, str], int] = field(default_factory=dict)
     inputs: list[OnnxTensor] = field(default_factory=list)
     outputs: list[OnnxTensor] = field(default_factory=list)
     initializers: set[str] = field(default_factory=set)
@@ -144,14 +146,21 @@ class _Reader:
 
     def node(self, span: Span, depth: int) -> None:
         operator = domain = ""
+        inputs, complete = 0, True
         for number, value in self.fields(span):
-            if number == 4:
+            if number == 1:
+                start, end = self.span(value)
+                complete = complete and end > start
+                inputs += complete
+            elif number == 4:
                 operator = self.text(value)
             elif number == 7:
                 domain = self.text(value)
             elif number == 5:
                 self.attribute(self.span(value), depth)
-        self.header.operators.add((domain, operator))
+        kind = domain, operator
+        self.header.operators.add(kind)
+        self.header.fewest_inputs[kind] = min(inputs, self.header.fewest_inputs.get(kind, inputs))
 
     def attribute(self, span: Span, depth: int) -> None:
         for number, value in self.fields(span):

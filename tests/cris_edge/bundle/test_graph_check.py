@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from cris_edge.bundle import Bundle
+from cris_edge.bundle.graph_check import REQUIRED_INPUTS
 from cris_edge.errors import BundleError
 
 NAME = "onnx/mask_decoder.onnx"
@@ -113,3 +114,24 @@ def test_a_file_that_is_no_graph_is_refused(tiny: Path, tmp_path: Path) -> None:
     renew(folder, NAME)
     with pytest.raises(BundleError, match="cannot be read as an ONNX model"):
         Bundle.open(folder)
+
+
+@pytest.mark.parametrize("omitted", [[], [""]])
+def test_an_operator_without_its_inputs_is_refused(tiny: Path, tmp_path: Path, omitted: list[str]) -> None:
+    """OpenVINO ended the process at a Conv without weights."""
+
+    def add(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Conv", ["visual5", *omitted], ["unused"]))
+
+    with pytest.raises(BundleError, match="the operator Conv with 1 inputs; expected 2 or more"):
+        Bundle.open(changed(tiny, tmp_path, add))
+
+
+def test_the_table_of_inputs_is_that_of_onnx() -> None:
+    required: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            required[schema.name] = min(required.get(schema.name, schema.min_input), schema.min_input)
+    # Another version of onnx may know more or fewer operators.
+    assert REQUIRED_INPUTS["Conv"] == 2
+    assert {name: count for name, count in REQUIRED_INPUTS.items() if required.get(name, count) != count} == {}
