@@ -538,7 +538,17 @@ def test_little_memory_gives_a_warning(
 
 
 def _in_a_fork(function: Any) -> Any:
-    """The value that a function has in a forked child, which has to end by itself within half a minute."""
+    """The value that a function has in a forked child, which has to end by itself within 20 seconds.
+
+    One child in some hundred of a busy process hangs (docs/reliability.md), so that a second one is given a chance.
+    """
+    try:
+        return _in_one_fork(function)
+    except TimeoutError:
+        return _in_one_fork(function)
+
+
+def _in_one_fork(function: Any) -> Any:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
 
@@ -553,7 +563,8 @@ def _in_a_fork(function: Any) -> Any:
         process = context.Process(target=child)
         process.start()
     try:
-        assert ours.poll(30), "the child hangs"
+        if not ours.poll(20):
+            raise TimeoutError("the child hangs")
         value = ours.recv()
         process.join(30)
         assert process.exitcode == 0, "the child does not end"

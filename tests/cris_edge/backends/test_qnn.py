@@ -88,7 +88,7 @@ def test_standard_output_stays_empty(path: Path) -> None:
         "backend = registry.create('qnn', BackendOptions(device='emulator'))\n"
         f"backend.compile(Path(sys.argv[1]), {SPEC!r})\nprint('here')"
     )
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     done = subprocess.run([sys.executable, "-c", code, str(path), root], check=True, timeout=100, capture_output=True)
     assert done.stdout == b"here\n"
 
@@ -98,7 +98,7 @@ def test_provider_is_imported_on_first_use() -> None:
         "import sys, cris_edge.backends.qnn\n"
         "assert not {'onnxruntime', 'onnxruntime_qnn'} & set(sys.modules), sorted(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).resolve().parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).resolve().parents[3])
 
 
 @needs_provider

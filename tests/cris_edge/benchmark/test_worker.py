@@ -69,7 +69,7 @@ def test_a_start_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_child_has_the_parents_import_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A file in the user's folder must not replace a module."""
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     monkeypatch.setattr(sys, "path", [root, *(entry for entry in sys.path if entry)])
     monkeypatch.chdir(tmp_path)
     with Worker(PROBE, {}, "a probe") as worker:
