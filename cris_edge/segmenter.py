@@ -55,9 +55,8 @@ def _former_keyword(former: str, current: str) -> Callable[[Callable[P, T]], Cal
 class Segmenter:
     """Segments images by prompt.
 
-    Safe to share between threads, and usable after `fork`: the child recompiles the graphs at its first call. `spawn` is
-    safer: a child that was forked while threads were running may hang, which was seen once in some hundred. A context
-    manager; `close` frees the graphs.
+    Safe to share between threads, and usable after `fork`: the child recompiles the graphs at its first call. A
+    context manager; `close` frees the graphs.
 
     Args:
         model: A bundle's folder, or a `Bundle`; the default model if None.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -249,6 +250,9 @@ def _restore_opencv() -> None:
 
 
 def _after_fork() -> None:
+    # Sessions that are garbage already, in a cycle, must not be collected here: freeing one waits for its threads,
+    # which exist in the parent alone.
+    gc.freeze()
     _restore_opencv()
     for engine in list(_alive):
         engine._after_fork()
