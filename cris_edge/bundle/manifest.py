@@ -302,11 +302,11 @@ def _presence(reader: _Reader) -> PresenceSpec:
             f"{', '.join(PRESENCE_SOURCES)} and a number in [0, 1]."
         )
     if spec.source == "calibration":
-        wanted = ("intercept", *STATISTICS)
-        if set(spec.coefficients) != set(wanted) or not all(map(math.isfinite, spec.coefficients.values())):
+        expected = ("intercept", *STATISTICS)
+        if set(spec.coefficients) != set(expected) or not all(map(math.isfinite, spec.coefficients.values())):
             raise BundleError(
                 f"The manifest's presence has the coefficients {', '.join(spec.coefficients) or 'none'}; expected "
-                f"finite numbers for {', '.join(wanted)}."
+                f"finite numbers for {', '.join(expected)}."
             )
     return spec
 

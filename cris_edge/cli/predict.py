@@ -106,7 +106,7 @@ def predict(
             with Rows(path, resume=resume) as rows:
                 printer.begin(segmenter)
                 job = _Job(segmenter, unique, outputs, rows, printer, threshold, Smoothing(smooth), max_frames)
-                for item in progress(list(sources), "images"):
+                for item in progress(sources, "images"):
                     try:
                         job.run(item)
                     except InputError as error:

@@ -25,6 +25,11 @@ class Frame:
     index: int = 0
     seconds: float | None = None
 
+    @classmethod
+    def from_bgr(cls, pixels: NDArray[np.uint8], source: str, index: int, seconds: float) -> Frame:
+        """A frame of pixels as OpenCV captures them, (H, W, 3) uint8 in BGR."""
+        return cls(np.ascontiguousarray(pixels[:, :, ::-1]), source, index, seconds)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The image, as numpy asks for it."""
         return np.array(self.image, dtype) if copy or dtype not in (None, np.uint8) else self.image

@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cris_edge.errors import ImageError
 from cris_edge.media.frames import Frame
 
@@ -85,7 +82,7 @@ class Live:
                         if not there:
                             break
                         failures, wait = 0, _FIRST_WAIT
-                        slot.put(Frame(_to_rgb(pixels), self.name, index, monotonic() - began))
+                        slot.put(Frame.from_bgr(pixels, self.name, index, monotonic() - began))
                         index += 1
                 finally:
                     capture.release()
@@ -128,7 +125,3 @@ class _Slot:
             if frame is None and self._error is not None:
                 raise self._error
             return frame
-
-
-def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(pixels[:, :, ::-1])

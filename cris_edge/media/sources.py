@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,8 +20,7 @@ from cris_edge.media.live import Live
 from cris_edge.media.remote import fetch
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"}
 # Read only with an optional library, or not at all: an error for each file, rather than a file left out in silence.
@@ -108,31 +108,13 @@ class Video:
                 if seconds <= last:  # the container has no times
                     seconds = max(self.decoded / rate, last + 0.5 / rate) if self.decoded else 0.0
                 last = seconds
-                yield Frame(_to_rgb(pixels), self.name, self.decoded, seconds)
+                yield Frame.from_bgr(pixels, self.name, self.decoded, seconds)
                 self.decoded += 1
         finally:
             capture.release()
 
 
 Source: TypeAlias = "Image | Video | Live"
-
-
-class Sources(Sequence[Source]):
-    """The images, videos and streams that one string stands for; iterating `frames` reads them one after the other."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = list(sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._sources[index]
-
-    def frames(self) -> Iterator[Frame]:
-        """Yield the frames of all sources."""
-        for source in self._sources:
-            yield from source
 
 
 def open_source(source: str | Path) -> Iterator[Frame]:
@@ -145,10 +127,10 @@ def open_source(source: str | Path) -> Iterator[Frame]:
         InputError: Nothing is found; at once, before the first frame.
         ImageError: A frame cannot be read, when it is reached.
     """
-    return find(source).frames()
+    return chain.from_iterable(find(source))
 
 
-def find(source: str | Path) -> Sources:
+def find(source: str | Path) -> list[Source]:
     """Return the images, videos and streams that a string stands for.
 
     Args:
@@ -166,16 +148,16 @@ def find(source: str | Path) -> Sources:
     """
     text = str(source)
     if text == "-":
-        return Sources([Image("standard input", _read_standard_input)])
+        return [Image("standard input", _read_standard_input)]
     if text.startswith("camera:"):
-        return Sources([_camera(text)])
+        return [_camera(text)]
     if text.startswith(_STREAMS):
-        return Sources([Live(text, lambda: _capture(text))])
+        return [Live(text, lambda: _capture(text))]
     if text.startswith(("http://", "https://")):
-        return Sources([_remote(text)])
+        return [_remote(text)]
     path = Path(text).expanduser()
     if path.is_file():
-        return Sources(_from_zip(path) if path.suffix.lower() == ".zip" else [_from_file(path)])
+        return _from_zip(path) if path.suffix.lower() == ".zip" else [_from_file(path)]
     if path.is_dir():
         found = sorted(entry for entry in path.iterdir() if _is_ours(entry))
         what = f"The folder {text}"
@@ -188,7 +170,7 @@ def find(source: str | Path) -> Sources:
         )
     if not found:
         raise InputError(f"{what} has no images or videos; expected files that end in {', '.join(sorted(IMAGES))} …")
-    return Sources([_from_file(entry) for entry in found])
+    return [_from_file(entry) for entry in found]
 
 
 def _is_ours(path: Path) -> bool:
@@ -248,9 +230,3 @@ def _capture(target: str | int) -> Any:
     import cv2
 
     return cv2.VideoCapture(target)
-
-
-def _to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    import numpy as np
-
-    return np.ascontiguousarray(pixels[:, :, ::-1])

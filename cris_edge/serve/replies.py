@@ -38,8 +38,7 @@ def reply(result: Segmentation, mask_format: str) -> dict[str, Any]:
     elif mask_format == "png":
         document["mask"] = _png(result.mask.view(np.uint8) * np.uint8(255))
     elif mask_format == "rgba":
-        alpha = result.mask.view(np.uint8)[:, :, None] * np.uint8(255)
-        document["mask"] = _png(np.concatenate((result.image[:, :, ::-1], alpha), axis=2))  # OpenCV writes BGRA
+        document["mask"] = _png(result.cutout()[:, :, [2, 1, 0, 3]])  # OpenCV writes BGRA
     return {**document, "format": mask_format}
 
 
